@@ -1,0 +1,1 @@
+"""Hardware-aware latency prediction and channel-pruning plans for PyTorch CNNs."""

@@ -1,0 +1,1 @@
+"""Ground floor: what was measured, as pure data. Nothing here touches hardware, torch or a terminal."""
