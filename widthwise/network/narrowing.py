@@ -1,0 +1,232 @@
+"""Surgery: a narrower model from a model and the channels each group keeps, and the proof that it is right.
+
+Cutting is indexing: every parameter of a narrowable module keeps the indices whose label is fixed or kept.
+The proof runs the dense model with the removed channels silenced (zeroed wherever they appear) and compares
+outputs; see :func:`silenced_difference`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+from widthwise.luts.errors import InvalidModel, VerificationFailed
+from widthwise.network.groups import FIXED, NARROWABLE, Coupling, Labels, is_depthwise
+from widthwise.network.network import Network, trace_runnable
+
+__all__ = ["Kept", "ModuleShape", "TOLERANCE", "leading", "narrow", "resize", "shapes_of", "silenced_difference"]
+
+Kept = Mapping[str, Sequence[int]]
+"""Channels each group keeps, ascending; groups not named keep all."""
+
+ModuleShape = tuple[int, int]
+"""(input, output) channels of a narrowable module."""
+
+TOLERANCE = 1e-4
+"""Largest allowed difference between narrow and silenced outputs, relative to the largest output."""
+
+_Indices = npt.NDArray[np.int64]
+
+
+def leading(widths: Mapping[str, int]) -> dict[str, range]:
+    """Keeps the first channels of each group: enough where only shapes matter, as in timing."""
+    return {group: range(width) for group, width in widths.items()}
+
+
+def narrow(model: nn.Module, network: Network, kept: Kept, *, share: bool = False) -> nn.Module:
+    """A narrower copy of the model; the model itself is left as it is.
+
+    Args:
+        kept: channels to keep, per group.
+        share: let tensors that nothing was cut from be shared with ``model``, to save memory.
+
+    Raises:
+        InvalidModel: a group is unknown or locked, or would keep no or unknown channels.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 1))
+        >>> small = narrow(model, Network.trace(model, torch.zeros(1, 3, 11, 11)), {"0": [1, 4]})
+        >>> small[0].weight.shape, small[2].weight.shape
+        (torch.Size([2, 3, 3, 3]), torch.Size([5, 2, 1, 1]))
+    """
+    masks = _masks(network, kept)
+    small = _shallow_weights(model) if share else copy.deepcopy(model)
+    for path, module in small.named_modules():
+        if path in network.coupling.outputs:
+            outputs = _keep(network.coupling, network.coupling.outputs[path], masks)
+            inputs = outputs
+            if path in network.coupling.inputs:
+                inputs = _keep(network.coupling, network.coupling.inputs[path], masks)
+            _cut(module, inputs, outputs)
+    return small
+
+
+def shapes_of(model: nn.Module) -> dict[str, ModuleShape]:
+    """(input, output) channels of every narrowable module: what :func:`resize` needs to rebuild the model."""
+    shapes = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[path] = (module.in_features, module.out_features)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            shapes[path] = (module.in_channels, module.out_channels)
+        elif isinstance(module, NARROWABLE):
+            shapes[path] = (module.num_features, module.num_features)
+    return shapes
+
+
+def resize(model: nn.Module, shapes: Mapping[str, ModuleShape]) -> nn.Module:
+    """Cuts the model's modules to these shapes, in place, without tracing; weights are to be loaded after.
+
+    Raises:
+        InvalidModel: a module is missing, or is narrower than asked.
+    """
+    present = shapes_of(model)
+    for path, (inputs, outputs) in shapes.items():
+        if path not in present:
+            raise InvalidModel(f"this model is another architecture: it has no narrowable module {path!r}")
+        if not (1 <= inputs <= present[path][0] and 1 <= outputs <= present[path][1]):
+            raise InvalidModel(
+                f"this model is another architecture: {path!r} has {present[path]} channels, "
+                f"the pruned one {(inputs, outputs)}"
+            )
+        if (inputs, outputs) != present[path]:
+            _cut(model.get_submodule(path), np.arange(inputs), np.arange(outputs))
+    return model
+
+
+def silenced_difference(
+    model: nn.Module, small: nn.Module, network: Network, kept: Kept, example: Sequence[torch.Tensor]
+) -> float:
+    """Largest difference between the narrow model and the dense one with the removed channels zeroed.
+
+    Every operation's output is multiplied by its mask, so a channel is silent wherever it appears, whatever
+    biases, norms or activations would make of it. Relative to the largest output; float32, eval mode.
+
+    Raises:
+        VerificationFailed: the narrow model doesn't run, or its outputs have other shapes.
+    """
+    was_training = (model.training, small.training)
+    model.eval()
+    small.eval()
+    try:
+        with torch.no_grad():
+            expected = _tensors(_Silencing(trace_runnable(model, network), network, kept).run(*example))
+            try:
+                got = _tensors(small(*example))
+            except RuntimeError as error:
+                raise VerificationFailed(f"the narrow model doesn't run: {error}") from error
+    finally:
+        model.train(was_training[0])
+        small.train(was_training[1])
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        raise VerificationFailed(
+            f"the narrow model gives outputs of shape {[tuple(t.shape) for t in got]}, "
+            f"the dense one {[tuple(t.shape) for t in expected]}"
+        )
+    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
+    worst = max((float((a - b).abs().max()) for a, b in zip(expected, got, strict=True) if a.numel()), default=0.0)
+    return worst / scale if scale > 0 else worst
+
+
+class _Silencing(fx.Interpreter):
+    """Runs a graph with removed channels multiplied by zero after every operation."""
+
+    def __init__(self, graph: fx.GraphModule, network: Network, kept: Kept) -> None:
+        super().__init__(graph)
+        masks = _masks(network, kept)
+        self._removed: dict[str, tuple[int, _Indices]] = {}
+        for name, channels in network.channels.items():
+            keep = _keep(network.coupling, network.coupling.free(channels.labels), masks)
+            removed = np.setdiff1d(np.arange(len(channels.labels)), keep)
+            if len(removed):
+                self._removed[name] = (channels.axis, removed)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._removed:
+            axis, removed = self._removed[n.name]
+            result = result.index_fill(axis, torch.from_numpy(removed), 0.0)
+        return result
+
+
+def _masks(network: Network, kept: Kept) -> list[npt.NDArray[np.bool_]]:
+    masks = [np.ones(group.size, dtype=bool) for group in network.groups]
+    positions = {group.name: index for index, group in enumerate(network.groups)}
+    for name, channels in kept.items():
+        if name not in positions:
+            raise InvalidModel(f"{network.name} has no channel group {name!r}")
+        group = network.groups[positions[name]]
+        indices = np.asarray(list(channels), dtype=np.int64)
+        if not len(indices) or len(np.unique(indices)) != len(indices) or not np.isin(indices, range(group.size)).all():
+            raise InvalidModel(
+                f"group {name!r} must keep distinct channels between 0 and {group.size - 1}, at least one; "
+                f"got {len(indices)} channels"
+            )
+        if group.locked is not None and len(indices) < group.size:
+            raise InvalidModel(f"group {name!r} is locked: {group.locked}")
+        masks[positions[name]][:] = False
+        masks[positions[name]][indices] = True
+    return masks
+
+
+def _keep(coupling: Coupling, labels: Labels, masks: list[npt.NDArray[np.bool_]]) -> _Indices:
+    """Indices of a dimension that stay."""
+    stays = np.ones(len(labels), dtype=bool)
+    for owner in coupling.owners(labels):
+        mine = (labels != FIXED) & (labels >> 32 == owner)
+        stays[mine] = masks[owner][coupling.channel(labels[mine])]
+    return np.flatnonzero(stays)
+
+
+def _cut(module: nn.Module, inputs: _Indices, outputs: _Indices) -> None:
+    """Keeps these indices of a narrowable module's parameters and says so in its attributes."""
+    if isinstance(module, nn.Linear):
+        _replace(module, "weight", outputs, inputs)
+        _replace(module, "bias", outputs)
+        module.in_features, module.out_features = len(inputs), len(outputs)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        depthwise = is_depthwise(module)
+        _replace(module, "weight", outputs, None if depthwise or module.groups > 1 else inputs)
+        _replace(module, "bias", outputs)
+        module.in_channels, module.out_channels = len(inputs), len(outputs)
+        if depthwise:
+            module.groups = len(inputs)
+    elif isinstance(module, NARROWABLE):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _replace(module, name, outputs)
+        module.num_features = len(outputs)
+
+
+def _replace(module: nn.Module, name: str, rows: _Indices, columns: _Indices | None = None) -> None:
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    cut = tensor.detach()
+    for axis, indices in enumerate((rows, columns)):
+        if indices is not None and len(indices) < cut.shape[axis]:
+            cut = cut.index_select(axis, torch.from_numpy(indices).to(cut.device))
+    if cut.shape == tensor.shape:
+        return
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, cut)
+
+
+def _shallow_weights(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares all tensors."""
+    memo: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(output, list | tuple | dict) else []

@@ -1,0 +1,195 @@
+"""A network as data: channel groups, layers, and everything a width vector implies.
+
+:meth:`Network.trace` is the only step that looks at a model; all else is arithmetic on frozen data.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from widthwise.luts.errors import InvalidModel
+from widthwise.luts.spec import LayerSpec
+from widthwise.network.groups import Coupling, Group, couple
+from widthwise.network.layers import Channels, Flow, Layer, macs, trace_graph
+from widthwise.network.widths import Affine, Widths, grid
+
+__all__ = ["Network", "meta_copy", "trace_runnable"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the planner knows of a model.
+
+    Attributes:
+        name: what the user calls the model, such as ``torchvision:resnet18``.
+        inputs: shape of each input tensor.
+        layers: operations in order of execution.
+        coupling: groups and the labels of each module's dimensions.
+        channels: labels of each operation's output, by its name.
+        tensors: (parameter shape as sizes, per parameter or buffer) for exact counts.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 1))
+        >>> network = Network.trace(model, torch.zeros(1, 3, 11, 11))
+        >>> network.dense, network.macs({"0": 2})
+        ({'0': 7}, 5184)
+    """
+
+    name: str
+    inputs: tuple[tuple[int, ...], ...]
+    layers: tuple[Layer, ...]
+    coupling: Coupling = field(repr=False)
+    channels: Mapping[str, Channels] = field(repr=False)
+    tensors: tuple[tuple[Affine, ...], ...] = field(repr=False)
+
+    @classmethod
+    def trace(
+        cls, model: nn.Module, example: torch.Tensor | Sequence[torch.Tensor], *, name: str = ""
+    ) -> Network:
+        """The network of a model, traced in eval mode; the model itself is left as it is.
+
+        Args:
+            example: one input tensor, or one per input.
+
+        Raises:
+            InvalidModel: the model can't be traced on these inputs.
+        """
+        inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+        name = name or type(model).__name__
+        copied = meta_copy(model).eval()
+        example_meta = tuple(tensor.detach().to("meta") for tensor in inputs)
+        try:
+            graph = trace_graph(copied, example_meta)
+        except Exception as error:  # torch.fx and the model raise what they like
+            raise InvalidModel(_untraceable(name, inputs, error)) from error
+        coupling = couple(copied, example_meta)
+        flow = Flow(graph, coupling)
+        return cls(
+            name=name,
+            inputs=tuple(tuple(tensor.shape) for tensor in inputs),
+            layers=flow.layers(),
+            coupling=coupling,
+            channels=flow.channels,
+            tensors=tuple(_tensor_sizes(copied, coupling, flow)),
+        )
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, locked ones included."""
+        return tuple(self.coupling.groups)
+
+    @cached_property
+    def free(self) -> tuple[Group, ...]:
+        """Groups whose width may change."""
+        return tuple(group for group in self.coupling.groups if group.locked is None)
+
+    @property
+    def dense(self) -> dict[str, int]:
+        """The original widths."""
+        return {group.name: group.size for group in self.free}
+
+    def options(self, step: int = 8, *, floor: float = 0.125, most: int = 16) -> dict[str, tuple[int, ...]]:
+        """Widths to choose from, per free group: multiples of ``step``, at least ``floor`` of the dense width."""
+        return {
+            group.name: grid(group.size, min(step, group.size), minimum=int(np.ceil(floor * group.size)), most=most)
+            for group in self.free
+        }
+
+    def require_widths(self, widths: Widths) -> dict[str, int]:
+        """The widths completed with the dense ones.
+
+        Raises:
+            InvalidModel: a group is unknown, or a width is not between 1 and the dense one.
+        """
+        dense = self.dense
+        for group, width in widths.items():
+            if group not in dense:
+                known = ", ".join(list(dense)[:6])
+                raise InvalidModel(f"{self.name} has no prunable group {group!r}; its groups are {known}, …")
+            if not 1 <= width <= dense[group]:
+                raise InvalidModel(f"group {group!r} can keep 1 to {dense[group]} channels, not {width}")
+        return dense | {group: int(width) for group, width in widths.items()}
+
+    def specs(self, widths: Widths) -> list[LayerSpec]:
+        """Every layer at these widths, in order of execution."""
+        return [layer.spec(widths) for layer in self.layers]
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates of one inference in convolutions and linear layers."""
+        return sum(macs(spec) for spec in self.specs(widths))
+
+    def parameters(self, widths: Widths) -> int:
+        """Number of parameters."""
+        return sum(int(np.prod([size(widths) for size in shape], dtype=np.int64)) for shape in self.tensors)
+
+    @cached_property
+    def signature(self) -> str:
+        """Hash of the structure: equal for the same architecture on the same input shapes, whatever its name."""
+        digest = hashlib.sha256(repr(self.inputs).encode())
+        for layer in self.layers:
+            digest.update(f"{layer.geometry.key}{layer.axes}".encode())
+        digest.update(repr(sorted(self.dense.items())).encode())
+        return digest.hexdigest()[:16]
+
+
+def trace_runnable(model: nn.Module, network: Network) -> fx.GraphModule:
+    """A (narrowed) copy of the network's model as a graph whose operations are ``network.layers``.
+
+    Parameters are shared with ``model``. Shapes are not propagated: nothing is run.
+
+    Raises:
+        InvalidModel: the model is another one than was traced.
+    """
+    from widthwise.network.layers import _Tracer
+
+    graph = fx.GraphModule(model, _Tracer().trace(model))
+    present = {node.name for node in graph.graph.nodes}
+    missing = [layer.name for layer in network.layers if layer.name not in present]
+    if missing:
+        raise InvalidModel(f"this model is not {network.name}: it has no operation {missing[0]!r}")
+    return graph
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy on the meta device that allocates no weights."""
+    memo: dict[int, object] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
+    return copy.deepcopy(model, memo)
+
+
+def _tensor_sizes(model: nn.Module, coupling: Coupling, flow: Flow) -> list[tuple[Affine, ...]]:
+    sizes = []
+    owners = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        shape = [Affine((), size) for size in parameter.shape]
+        if path in coupling.outputs and leaf in ("weight", "bias"):
+            shape[0] = flow.affine(coupling.outputs[path])
+            grouped = getattr(owners[path], "groups", 1) > 1
+            if len(shape) > 1 and not grouped:
+                shape[1] = flow.affine(coupling.inputs[path])
+        sizes.append(tuple(shape))
+    return sizes
+
+
+def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], error: Exception) -> str:
+    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"{name} can't be traced on input {shapes}: {reason}. widthwise needs a CNN that runs in eval mode on this "
+        "input shape and whose control flow doesn't depend on the data"
+    )
+
+

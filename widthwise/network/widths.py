@@ -1,0 +1,82 @@
+"""The affine algebra of widths: every channel count of a pruned network, computed and not run.
+
+A channel dimension of a network keeps ``constant + Σ coefficient·width`` channels, where the sum runs over
+the channel groups that feed it. Residual adds and depthwise convolutions share one group, a concatenation
+sums several, a flatten multiplies by the spatial size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Affine", "Widths", "grid"]
+
+Widths = Mapping[str, int]
+"""Channels kept by each group, by group name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """``constant + Σ coefficient·width``: the size of one channel dimension.
+
+    Example:
+        >>> (Affine((("a", 2),), 3) + Affine((("b", 1),)))({"a": 5, "b": 7})
+        20
+    """
+
+    terms: tuple[tuple[str, int], ...] = ()
+    constant: int = 0
+
+    def __call__(self, widths: Widths) -> int:
+        """The size at these widths.
+
+        Raises:
+            KeyError: a group of :attr:`groups` has no width.
+        """
+        return self.constant + sum(coefficient * widths[group] for group, coefficient in self.terms)
+
+    def __add__(self, other: Affine) -> Affine:
+        total = dict(self.terms)
+        for group, coefficient in other.terms:
+            total[group] = total.get(group, 0) + coefficient
+        return Affine(tuple(sorted(total.items())), self.constant + other.constant)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups it depends on, sorted."""
+        return tuple(group for group, _ in self.terms)
+
+    def evaluate(self, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:
+        """The sizes at ``count`` width vectors at once; ``columns`` maps group → ``(count,)`` widths."""
+        total = np.full(count, self.constant, dtype=np.int64)
+        for group, coefficient in self.terms:
+            total += coefficient * columns[group]
+        return total
+
+
+def grid(size: int, step: int, *, minimum: int, most: int) -> tuple[int, ...]:
+    """Widths worth considering for a group of ``size`` channels, ascending, the dense width last.
+
+    Multiples of ``step`` (of a multiple of it where there would be more than ``most``), none below
+    ``minimum``; the dense width always belongs to them.
+
+    Example:
+        >>> grid(64, 8, minimum=8, most=4)
+        (16, 32, 48, 64)
+        >>> grid(10, 8, minimum=1, most=16)
+        (8, 10)
+    """
+    stride = step
+    while -(-size // stride) > most:
+        stride += step
+    return tuple(width for width in range(stride, size, stride) if width >= minimum) + (size,)
+
+
+def columns(widths: Iterable[Widths], groups: Iterable[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """Width vectors as one array per group, the form :meth:`Affine.evaluate` takes."""
+    rows = list(widths)
+    return {group: np.array([row[group] for row in rows], dtype=np.int64) for group in groups}
