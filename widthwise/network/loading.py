@@ -1,0 +1,231 @@
+"""Models by name, weights without pickle.
+
+``MODEL`` is ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``.
+Models are built in eval mode with random weights from a fixed seed: nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from widthwise.luts.errors import InvalidModel
+
+__all__ = ["ModelName", "is_trusted", "load_model", "load_weights", "read_weights", "weights_fingerprint"]
+
+_FORMS = "torchvision:resnet18, timm:NAME, path/to/file.py:factory or package.module:factory"
+_TRUSTED = ("torchvision", "timm")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A parsed ``MODEL``.
+
+    Example:
+        >>> ModelName.parse("nets/mine.py:small").origin
+        'nets/mine.py'
+    """
+
+    origin: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName:
+        """Splits at the last colon.
+
+        Raises:
+            InvalidModel: the text has another form.
+        """
+        origin, colon, name = text.rpartition(":")
+        if not (colon and origin and name):
+            raise InvalidModel(f"{text!r} names no model; give one as {_FORMS}")
+        return cls(origin, name)
+
+    def __str__(self) -> str:
+        return f"{self.origin}:{self.name}"
+
+
+def is_trusted(text: str) -> bool:
+    """Whether a stored name may be rebuilt without the caller naming it again: library architectures only."""
+    return ModelName.parse(text).origin in _TRUSTED
+
+
+def load_model(text: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
+    """The model in eval mode, with these weights or with random ones from the seed.
+
+    Auxiliary training heads of torchvision's GoogLeNet and Inception are removed after loading: inference
+    never runs them.
+
+    Raises:
+        InvalidModel: no such model, the factory fails, or the weights don't fit.
+    """
+    parsed = ModelName.parse(text)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model = _build(parsed)
+    if weights is not None:
+        load_weights(model, weights)
+    return _without_auxiliary_heads(model).eval()
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a state dict into the model, strictly.
+
+    Raises:
+        InvalidModel: the file is missing, unreadable, pickled code, or of another model.
+    """
+    state = read_weights(path)
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own]
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    for names, what in ((missing, "lacks"), (unknown, "has an unknown"), (wrong, "has another shape for")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InvalidModel(f"{path} doesn't fit {type(model).__name__}: it {what} {names[0]!r}{more}")
+    model.load_state_dict(state, strict=False)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """A state dict from ``.safetensors``, or from ``.pt``/``.pth`` with ``weights_only=True``; never unpickles code.
+
+    Raises:
+        InvalidModel: the file is missing, unreadable or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidModel(f"no weight file {path}; give a .safetensors, .pt or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many types on hostile files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidModel(
+            f"{path} can't be read as weights ({reason[:160]}); save a plain state dict, "
+            "best as .safetensors (files that need unpickling are refused)"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InvalidModel(f"{path} holds no state dict (names → tensors); save model.state_dict()")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of all parameters and buffers: tells whether a plan was made for these weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _build(parsed: ModelName) -> nn.Module:
+    if parsed.origin == "torchvision":
+        return _call(_torchvision(parsed.name), parsed)
+    if parsed.origin == "timm":
+        return _call(_timm(parsed.name), parsed)
+    module = _import(parsed)
+    factory = getattr(module, parsed.name, None)
+    if not callable(factory):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise InvalidModel(f"{parsed.origin} has no factory {parsed.name!r}; it has {', '.join(known[:8]) or 'none'}")
+    return _call(factory, parsed)
+
+
+def _call(factory: Callable[[], Any], parsed: ModelName) -> nn.Module:
+    try:
+        model = factory()
+    except InvalidModel:
+        raise
+    except Exception as error:  # user code
+        raise InvalidModel(
+            f"{parsed} failed to build: {type(error).__name__}: {error}; the factory must take no arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InvalidModel(f"{parsed} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        raise InvalidModel(f"torchvision has no model {name!r}{_nearest(name, known)}")
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # their initialisation takes seconds and is only for training
+    if name.startswith(("fcn", "deeplab", "lraspp", "fasterrcnn", "retinanet", "ssd", "maskrcnn", "keypointrcnn")):
+        options["weights_backbone"] = None
+    return lambda: models.get_model(name, **options)  # type: ignore[no-any-return]
+
+
+def _timm(name: str) -> Callable[[], nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidModel("timm is not installed; pip install 'widthwise[timm]'") from error
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        raise InvalidModel(f"timm has no model {name!r}{_nearest(name, known)}")
+    return lambda: timm.create_model(name, pretrained=False)  # type: ignore[no-any-return]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _import(parsed: ModelName) -> ModuleType:
+    if not parsed.origin.endswith(".py"):
+        sys.path.insert(0, "")
+        try:
+            return importlib.import_module(parsed.origin)
+        except ModuleNotFoundError as error:
+            raise InvalidModel(f"no module {parsed.origin!r}; give the model as {_FORMS}") from error
+        except Exception as error:  # user code
+            raise InvalidModel(f"{parsed.origin} fails to import: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.remove("")
+    path = Path(parsed.origin)
+    if not path.is_file():
+        raise InvalidModel(f"no file {path}; give the model as {_FORMS}")
+    name = f"widthwise_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # user code
+        raise InvalidModel(f"{path} fails to run: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _without_auxiliary_heads(model: nn.Module) -> nn.Module:
+    if type(model).__module__ in ("torchvision.models.googlenet", "torchvision.models.inception"):
+        untyped: Any = model
+        untyped.aux_logits = False
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(untyped, name):
+                setattr(untyped, name, None)
+    return model

@@ -1,0 +1,87 @@
+"""The seam: all that widthwise asks of a runtime.
+
+A runtime turns a narrowed network, one layer, or its reference kernel into a session; a session runs once
+and says how long that took. Schedules, tables and planners know nothing else, so the fake runtime stands
+in for hardware everywhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from widthwise.luts.errors import WidthwiseError
+from widthwise.luts.spec import LayerSpec
+from widthwise.network.network import Network
+from widthwise.network.widths import Widths
+from widthwise.profiling.target import Target
+
+__all__ = ["Candidate", "NetworkSession", "Runtime", "Session", "UnsupportedLayer"]
+
+
+class UnsupportedLayer(WidthwiseError):
+    """This runtime can't time this layer alone; in place it may well be timed."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A narrowed network to be timed.
+
+    Args:
+        network: the dense network.
+        widths: of every free group.
+        build: makes the narrowed model; called once, when the runtime prepares it.
+        example: one tensor per input.
+    """
+
+    network: Network
+    widths: Widths
+    build: Callable[[], nn.Module]
+    example: tuple[torch.Tensor, ...]
+
+
+class Session(ABC):
+    """Something prepared and ready to run."""
+
+    @abstractmethod
+    def run(self) -> float:
+        """Runs once; seconds of wall time, synchronised with the device."""
+
+
+class NetworkSession(Session):
+    """A whole network, which also reports its layers in place."""
+
+    @abstractmethod
+    def run_layers(self) -> Sequence[float]:
+        """Runs once; seconds per layer, in the order of ``network.layers``."""
+
+
+class Runtime(ABC):
+    """Prepares sessions for one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of whatever decides latencies here."""
+
+    @abstractmethod
+    def reference(self) -> Session:
+        """The reference kernel: short, constant work against which everything is measured."""
+
+    @abstractmethod
+    def network(self, candidate: Candidate) -> NetworkSession:
+        """A narrowed network as a user would deploy it."""
+
+    @abstractmethod
+    def layer(self, spec: LayerSpec) -> Session:
+        """One layer alone.
+
+        Raises:
+            UnsupportedLayer: this kind can't be built from its spec.
+        """
