@@ -1,18 +1,18 @@
 """Every error widthwise raises on purpose.
 
-    WidthwiseError                 base: the message says what was given, what is needed, what to do next
-    ├── BadInput                   the request is wrong (the command exits 2)
-    │   ├── InvalidSpec            a layer description that cannot be
-    │   ├── InvalidTable           a LUT file that is corrupt, foreign or of a newer version
-    │   ├── TableMismatch          a LUT of another device or target; ``fields`` names the differences
-    │   ├── MissingLayers          a LUT without this network's layers
-    │   ├── InvalidProblem         an allocation problem that cannot be
-    │   ├── InvalidPlan            a plan file that is corrupt, or belongs to another model
-    │   ├── InvalidModel           a model, weight file or input shape that does not load or fit
-    │   └── InvalidTarget          a target that is unknown or not installed
-    └── Unmet                      the request is well-formed but cannot be met (the command exits 1)
-        ├── InfeasibleBudget       ``minimum_ms`` is the least latency any widths reach
-        └── VerificationFailed     the narrow model is not the pruned dense model
+WidthwiseError                 base: the message says what was given, what is needed, what to do next
+├── BadInput                   the request is wrong (the command exits 2)
+│   ├── InvalidSpec            a layer description that cannot be
+│   ├── InvalidTable           a LUT file that is corrupt, foreign or of a newer version
+│   ├── TableMismatch          a LUT of another device or target; ``fields`` names the differences
+│   ├── MissingLayers          a LUT without this network's layers
+│   ├── InvalidProblem         an allocation problem that cannot be
+│   ├── InvalidPlan            a plan file that is corrupt, or belongs to another model
+│   ├── InvalidModel           a model, weight file or input shape that does not load or fit
+│   └── InvalidTarget          a target that is unknown or not installed
+└── Unmet                      the request is well-formed but cannot be met (the command exits 1)
+    ├── InfeasibleBudget       ``minimum_ms`` is the least latency any widths reach
+    └── VerificationFailed     the narrow model is not the pruned dense model
 """
 
 from __future__ import annotations

@@ -7,15 +7,17 @@ blocks (duet benchmarking, ICPE 2020; Kalibera & Jones, ISMM 2013).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from widthwise.luts.errors import InvalidSpec
 
-__all__ = ["Block", "Estimator", "Measurement", "Status"]
+__all__ = ["SETTLED_HALF_WIDTH", "Block", "Estimator", "Measurement", "Status", "Summary", "summarise"]
 
 SETTLED_HALF_WIDTH = 0.05
 """A measurement whose 95 % interval is wider than ± this share of its median is called unstable."""
@@ -53,7 +55,7 @@ class Block:
 
     def __post_init__(self) -> None:
         for name, value in (("latency_ms", self.latency_ms), ("reference_ms", self.reference_ms)):
-            if not (np.isfinite(value) and value > 0):
+            if not (math.isfinite(value) and value > 0):
                 raise InvalidSpec(f"{name} must be a positive number of milliseconds, got {value}")
 
 
@@ -77,7 +79,7 @@ class Measurement:
     def __post_init__(self) -> None:
         if not self.blocks:
             raise InvalidSpec("a measurement needs at least one block")
-        if not (np.isfinite(self.quiet_reference_ms) and self.quiet_reference_ms > 0):
+        if not (math.isfinite(self.quiet_reference_ms) and self.quiet_reference_ms > 0):
             raise InvalidSpec(f"quiet_reference_ms must be positive, got {self.quiet_reference_ms}")
 
     @cached_property
@@ -97,14 +99,13 @@ class Measurement:
 
     @cached_property
     def interval_ms(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the median, resampling blocks (seeded, so it is a function of the data)."""
-        if len(self.blocks) < _MIN_BLOCKS:
-            return float(self.ratios.min()) * self.quiet_reference_ms, float(self.ratios.max()) * self.quiet_reference_ms
-        rng = np.random.default_rng(0)
-        draws = rng.integers(0, len(self.ratios), size=(_RESAMPLES, len(self.ratios)))
-        medians = np.median(self.ratios[draws], axis=1)
-        low, high = np.quantile(medians, [0.025, 0.975]) * self.quiet_reference_ms
-        return float(low), float(high)
+        """95 % bootstrap interval of the median, resampling blocks.
+
+        Seeded, and independent of the blocks' order, so it is a function of the data. With fewer than three
+        blocks it is their range.
+        """
+        summary = summarise([self])[0]
+        return summary.low_ms, summary.high_ms
 
     @property
     def half_width(self) -> float:
@@ -115,5 +116,67 @@ class Measurement:
     @property
     def status(self) -> Status:
         """``unstable`` where the doubt exceeds ``SETTLED_HALF_WIDTH`` or there are too few blocks to know."""
-        settled = len(self.blocks) >= _MIN_BLOCKS and self.half_width <= SETTLED_HALF_WIDTH
-        return Status.STABLE if settled else Status.UNSTABLE
+        return _status(len(self.blocks), self.half_width)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The statistics derived from one measurement, times in ms."""
+
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    status: Status
+    blocks: int
+
+
+def summarise(measurements: Sequence[Measurement]) -> list[Summary]:
+    """The statistics of each measurement, in the order given: what its own properties say, at a tenth of the cost.
+
+    Measurements with the same number of blocks are resampled together.
+
+    Example:
+        >>> m = Measurement((Block(2.0, 1.0), Block(6.0, 2.0)), quiet_reference_ms=1.0)
+        >>> summarise([m])
+        [Summary(latency_ms=2.5, low_ms=2.0, high_ms=3.0, status=<Status.UNSTABLE: 'unstable'>, blocks=2)]
+    """
+    members: dict[int, list[int]] = {}
+    for index, measurement in enumerate(measurements):
+        members.setdefault(len(measurement.blocks), []).append(index)
+    summaries: dict[int, Summary] = {}
+    for count, indices in members.items():
+        ordered = np.sort(np.stack([measurements[i].ratios for i in indices]), axis=1)
+        middle = (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
+        low, high = _interval(ordered)
+        scale = np.array([measurements[i].quiet_reference_ms for i in indices])
+        columns = np.stack([middle, low, high], axis=1) * scale[:, None]
+        for index, (at, bottom, top) in zip(indices, columns.tolist(), strict=True):
+            status = _status(count, (top - bottom) / 2 / at)
+            summaries[index] = Summary(at, bottom, top, status, count)
+    return [summaries[index] for index in range(len(measurements))]
+
+
+def _interval(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the median of each row; rows are sorted."""
+    count = ordered.shape[1]
+    if count < _MIN_BLOCKS:
+        return ordered[:, 0], ordered[:, -1]
+    left, right = _median_ranks(count)
+    medians = (ordered[:, left] + ordered[:, right]) / 2
+    low, high = np.quantile(medians, [0.025, 0.975], axis=1)
+    return low, high
+
+
+@lru_cache(maxsize=64)
+def _median_ranks(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the one or two middle values of each resample of ``count`` blocks.
+
+    Sorting commutes with resampling by rank, so the draws are sorted once and serve every measurement.
+    """
+    draws = np.sort(np.random.default_rng(0).integers(0, count, size=(_RESAMPLES, count)), axis=1)
+    return draws[:, (count - 1) // 2], draws[:, count // 2]
+
+
+def _status(count: int, half_width: float) -> Status:
+    settled = count >= _MIN_BLOCKS and half_width <= SETTLED_HALF_WIDTH
+    return Status.STABLE if settled else Status.UNSTABLE

@@ -8,6 +8,7 @@ to a table; layers with equal geometries share one latency surface over their ch
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,10 @@ class Geometry:
             raise InvalidSpec("a geometry needs a kind, such as 'conv2d'; got an empty one")
         if list(self.options) != sorted(self.options, key=lambda item: item[0]):
             object.__setattr__(self, "options", tuple(sorted(self.options, key=lambda item: item[0])))
+        if len({name for name, _ in self.options}) < len(self.options):
+            raise InvalidSpec(f"a geometry's options must have different names, got {self.options}")
+        if any(isinstance(value, float) and not math.isfinite(value) for _, value in self.options):
+            raise InvalidSpec(f"a geometry's options must be finite numbers, got {self.options}")
 
     @property
     def key(self) -> str:
@@ -71,7 +76,7 @@ class Geometry:
                 tuple(_shape(shape) for shape in outputs),
                 tuple((str(name), _option(value)) for name, value in options.items()),
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidSpec(f"not a geometry key: {key[:120]!r} ({error})") from error
 
     def option(self, name: str, default: Option | None = None) -> Option | None:

@@ -1,0 +1,297 @@
+"""Rows of the LUT file: what goes in, and what is believed when it comes out.
+
+Functions over an open connection, used by :mod:`~widthwise.luts.store` and
+:mod:`~widthwise.luts.exchange`. A file may come from anywhere, so every value read is checked;
+:class:`~widthwise.luts.schema.BadRow` names the table, the row and the fault.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from widthwise.luts.errors import InvalidSpec, InvalidTable
+from widthwise.luts.measurement import Block, Estimator, Measurement, Status, summarise
+from widthwise.luts.records import LayerRecord, NetworkKey, NetworkRecord, Role, RunRecord, Scalar
+from widthwise.luts.schema import BadRow
+from widthwise.luts.spec import Geometry, LayerSpec
+
+__all__ = [
+    "LayerItem",
+    "dump_facts",
+    "insert_layers",
+    "insert_network",
+    "insert_run",
+    "parse_facts",
+    "parse_samples",
+    "select_geometries",
+    "select_layers",
+    "select_networks",
+    "select_runs",
+    "select_samples",
+    "utc_now",
+]
+
+_ESTIMATORS = {member.value: member for member in Estimator if member is not Estimator.WHOLE}
+_STATUSES = {member.value: member for member in Status}
+
+_LAYER_COLUMNS = (
+    "id, geometry, channels_1, channels_2, estimator, latency_ms, low_ms, high_ms, status, blocks, "
+    "network, layer_name, run"
+)
+_NETWORK_COLUMNS = "id, signature, model, widths, role, latency_ms, low_ms, high_ms, status, blocks, run"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerItem:
+    """A layer measurement on its way in."""
+
+    spec: LayerSpec
+    estimator: Estimator
+    measurement: Measurement
+    name: str | None = None
+
+
+def utc_now() -> str:
+    """Now in UTC, ISO 8601 to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# ---- in ----------------------------------------------------------------------------------------------
+
+
+def dump_facts(facts: Mapping[str, Scalar], what: str) -> dict[str, str]:
+    """Each value of a target, fingerprint or info as JSON.
+
+    Raises:
+        InvalidTable: a value that is no plain number, text, truth value or None.
+    """
+    dumped = {}
+    for name, value in facts.items():
+        if not isinstance(value, Scalar) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidTable(
+                f"{what} field {name!r} must be a finite number, text, true, false or none, got {value!r}"
+            )
+        dumped[str(name)] = json.dumps(value)
+    return dumped
+
+
+def insert_run(db: sqlite3.Connection, run: RunRecord) -> int:
+    """Add a run and give its id here (``run.id`` is ignored)."""
+    cursor = db.execute(
+        "INSERT INTO runs (uuid, purpose, started_utc, last_utc, versions, info) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            run.uuid,
+            run.purpose,
+            run.started_utc,
+            run.last_utc,
+            json.dumps(dict(run.versions)),
+            json.dumps(dict(run.info)),
+        ),
+    )
+    return _new_id(cursor)
+
+
+def insert_network(db: sqlite3.Connection, run: int, network: NetworkKey, role: Role, measurement: Measurement) -> int:
+    """Add a whole-network sample and give its id."""
+    widths = json.dumps(dict(network.widths))
+    derived = _derived([measurement])[0]
+    cursor = db.execute(
+        "INSERT INTO networks (run, signature, model, widths, role, "
+        "latency_ms, low_ms, high_ms, status, blocks, samples) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (run, network.signature, network.model, widths, Role(role).value, *derived),
+    )
+    return _new_id(cursor)
+
+
+def insert_layers(db: sqlite3.Connection, run: int, items: Sequence[LayerItem], network: int | None = None) -> None:
+    """Add layer samples; geometries are looked up each time, as other writers add theirs meanwhile."""
+    if any(item.estimator is Estimator.WHOLE for item in items):
+        raise InvalidSpec("a layer cannot be 'whole': that is a network's; use in_place, single or imported")
+    ids = {geometry: _geometry_id(db, geometry) for geometry in {item.spec.geometry for item in items}}
+    db.executemany(
+        "INSERT INTO layers (run, geometry, channels_1, channels_2, estimator, network, layer_name, "
+        "latency_ms, low_ms, high_ms, status, blocks, samples) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                run,
+                ids[item.spec.geometry],
+                *_two(item.spec.channels),
+                Estimator(item.estimator).value,
+                network,
+                item.name,
+                *derived,
+            )
+            for item, derived in zip(items, _derived([item.measurement for item in items]), strict=True)
+        ],
+    )
+
+
+def _two(channels: tuple[int, ...]) -> tuple[int | None, int | None]:
+    first, second = (*map(int, channels), None, None)[:2]
+    return first, second
+
+
+def _derived(measurements: Sequence[Measurement]) -> list[tuple[float, float, float, str, int, str]]:
+    rows = []
+    for measurement, s in zip(measurements, summarise(measurements), strict=True):
+        if not (0 < s.low_ms <= s.high_ms < math.inf and 0 < s.latency_ms < math.inf):
+            raise InvalidSpec(f"latency must be a positive number of milliseconds, got {s.latency_ms}")
+        pairs = [[float(block.latency_ms), float(block.reference_ms)] for block in measurement.blocks]
+        samples = json.dumps(pairs, separators=(",", ":"))
+        rows.append((s.latency_ms, s.low_ms, s.high_ms, s.status.value, s.blocks, samples))
+    return rows
+
+
+def _geometry_id(db: sqlite3.Connection, geometry: Geometry) -> int:
+    key = geometry.key
+    db.execute("INSERT INTO geometries (key) VALUES (?) ON CONFLICT (key) DO NOTHING", (key,))
+    (identifier,) = db.execute("SELECT id FROM geometries WHERE key = ?", (key,)).fetchone()
+    return int(identifier)
+
+
+def _new_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None  # SQLite sets it on every INSERT
+    return cursor.lastrowid
+
+
+# ---- out ---------------------------------------------------------------------------------------------
+
+
+def parse_facts(rows: Collection[tuple[Any, Any]], where: str) -> dict[str, Scalar]:
+    """Name → value from (name, JSON) pairs.
+
+    Raises:
+        BadRow: a name or value that is none.
+    """
+    return {_text(name, where): _json(value, Scalar, f"{where} {name!r}") for name, value in rows}
+
+
+def parse_samples(text: Any, quiet_reference_ms: float, where: str) -> Measurement:
+    """The measurement behind a row's raw samples.
+
+    Raises:
+        BadRow: the text is not ``[[latency_ms, reference_ms], …]`` with positive numbers.
+    """
+    try:
+        pairs = json.loads(text)
+        if not isinstance(pairs, list) or any(type(n) not in (int, float) for pair in pairs for n in pair):
+            raise ValueError("not a list of number pairs")
+        blocks = tuple(Block(float(latency), float(reference)) for latency, reference in pairs)
+        return Measurement(blocks, quiet_reference_ms)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise BadRow(f"{where}: bad samples ({error})") from error
+
+
+def select_samples(db: sqlite3.Connection, table: str, identifier: int, quiet_reference_ms: float) -> Measurement:
+    """The raw blocks of one row of ``layers`` or ``networks``."""
+    row = db.execute(f"SELECT samples FROM {table} WHERE id = ?", (identifier,)).fetchone()
+    if row is None:
+        raise InvalidTable(f"there is no row {identifier} in {table}; the record is of another table")
+    return parse_samples(row[0], quiet_reference_ms, f"{table} row {identifier}")
+
+
+def select_geometries(db: sqlite3.Connection) -> dict[int, Geometry]:
+    """Every geometry by its id."""
+    geometries = {}
+    for identifier, key in db.execute("SELECT id, key FROM geometries ORDER BY id"):
+        try:
+            geometries[identifier] = Geometry.parse(key)
+        except InvalidSpec as error:
+            raise BadRow(f"geometries row {identifier}: {error}") from error
+    return geometries
+
+
+def select_layers(db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()) -> Iterator[LayerRecord]:
+    """Layer records in the order of their ids; ``condition`` is SQL of this package's own making."""
+    geometries = select_geometries(db)
+    for row in db.execute(f"SELECT {_LAYER_COLUMNS} FROM layers {condition} ORDER BY id", values):
+        identifier, geometry, first, second, estimator, *derived, network, name, run = row
+        where = f"layers row {identifier}"
+        if geometry not in geometries or estimator not in _ESTIMATORS:
+            raise BadRow(f"{where}: unknown geometry {geometry!r} or estimator {estimator!r}")
+        channels = (first, second) if second is not None else () if first is None else (first,)
+        try:
+            spec = LayerSpec(geometries[geometry], channels)
+        except (TypeError, ValueError) as error:
+            raise BadRow(f"{where}: {error}") from error
+        numbers = _statistics(derived, where)
+        yield LayerRecord(identifier, spec, _ESTIMATORS[estimator], *numbers, network, name, run)
+
+
+def select_networks(
+    db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()
+) -> Iterator[NetworkRecord]:
+    """Network records in the order of their ids; ``condition`` is SQL of this package's own making."""
+    for row in db.execute(f"SELECT {_NETWORK_COLUMNS} FROM networks {condition} ORDER BY id", values):
+        identifier, signature, model, widths, role, *derived, run = row
+        where = f"networks row {identifier}"
+        try:
+            key = NetworkKey(_text(signature, where), _text(model, where), _ints(widths, where))
+            purpose = Role(role)
+        except ValueError as error:
+            raise BadRow(str(error) if isinstance(error, BadRow) else f"{where}: {error}") from error
+        numbers = _statistics(derived, where)
+        yield NetworkRecord(identifier, key.signature, key.model, key.widths, purpose, *numbers, run)
+
+
+def select_runs(db: sqlite3.Connection) -> Iterator[RunRecord]:
+    """Every run in the order of its id."""
+    for identifier, *texts in db.execute(
+        "SELECT id, uuid, purpose, started_utc, last_utc, versions, info FROM runs ORDER BY id"
+    ):
+        where = f"runs row {identifier}"
+        uid, purpose, started, last, versions, info = (_text(text, where) for text in texts)
+        try:
+            datetime.fromisoformat(started)
+            datetime.fromisoformat(last)
+        except ValueError as error:
+            raise BadRow(f"{where}: {error}") from error
+        yield RunRecord(
+            identifier, uid, purpose, started, last, _mapping(versions, str, where), _mapping(info, Scalar, where)
+        )
+
+
+def _statistics(derived: Sequence[Any], where: str) -> tuple[float, float, float, Status, int]:
+    latency, low, high, status, blocks = derived
+    try:
+        if 0 < latency < math.inf and 0 < low <= high < math.inf and blocks > 0:
+            return latency, low, high, _STATUSES[status], blocks
+    except (TypeError, KeyError):
+        pass
+    raise BadRow(f"{where}: {latency!r} [{low!r}, {high!r}] ms, {status!r}, {blocks!r} blocks is no measurement")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{where}: text expected, got {value!r}")
+    return value
+
+
+def _json(text: Any, kind: Any, where: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise BadRow(f"{where}: unexpected {str(value)[:80]!r}")
+    return value
+
+
+def _mapping(text: Any, kind: Any, where: str) -> dict[str, Any]:
+    mapping: dict[str, Any] = _json(text, dict, where)
+    if not all(isinstance(value, kind) for value in mapping.values()):
+        raise BadRow(f"{where}: unexpected values in {text[:80]!r}")
+    return mapping
+
+
+def _ints(text: Any, where: str) -> dict[str, int]:
+    mapping = _mapping(text, int, where)
+    if any(isinstance(value, bool) for value in mapping.values()):
+        raise BadRow(f"{where}: widths must be numbers, got {text[:80]!r}")
+    return mapping
