@@ -1,0 +1,109 @@
+"""Importance: for each group, what each width keeps.
+
+Scores say which channels of a group to keep; the curve built from them says what a width is worth, so that
+the allocator can trade one group against another.
+
+A group's curve is the logarithm of the share of its score mass that the best channels hold, weighted by the
+number of layers that produce the group. Shares make groups comparable: filter norms differ between layers by
+scale alone, which the next normalisation undoes. The logarithm is there because layers compose: what gets
+through a network is the product, not the sum, of what each layer lets through, so a group must not be
+emptied because others are full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from widthwise.luts.errors import BadInput
+from widthwise.network.groups import FIXED
+from widthwise.network.network import Network
+from widthwise.network.widths import Widths
+
+__all__ = ["CRITERIA", "Importance", "l1_scores", "score"]
+
+Scores = dict[str, npt.NDArray[np.float64]]
+"""Group → one non-negative score per channel."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of every free group, and what they make of widths.
+
+    Args:
+        criterion: how the scores were obtained.
+        scores: group → one score per channel.
+        weights: group → number of layers that produce it.
+
+    Example:
+        >>> importance = Importance("l1", {"a": np.array([1.0, 3.0])}, {"a": 1})
+        >>> importance.kept("a", 1), round(importance.retained({"a": 1}), 2)
+        ((1,), 0.75)
+    """
+
+    criterion: str
+    scores: Mapping[str, npt.NDArray[np.float64]]
+    weights: Mapping[str, int]
+
+    def kept(self, group: str, width: int) -> tuple[int, ...]:
+        """The best channels, ascending; among equals the first."""
+        order = np.argsort(-self.scores[group], kind="stable")[:width]
+        return tuple(sorted(int(channel) for channel in order))
+
+    def curve(self, group: str, widths: Sequence[int]) -> list[float]:
+        """What each width is worth: 0 at the dense width, less below."""
+        held = np.cumsum(-np.sort(-self.scores[group]))
+        share = np.maximum(held[np.array(widths) - 1] / max(held[-1], 1e-30), 1e-12)
+        return [self.weights[group] * math.log(value) / self._total for value in share]
+
+    def retained(self, widths: Widths) -> float:
+        """The geometric mean over layers of the score share they keep: 1 for the dense network."""
+        return math.exp(sum(self.curve(group, [widths[group]])[0] for group in self.scores))
+
+    @property
+    def _total(self) -> int:
+        return sum(self.weights.values())
+
+
+def l1_scores(model: nn.Module, network: Network) -> Scores:
+    """Sum of the absolute weights of each filter, relative to its layer's mean, averaged over the group's layers.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (1608.08710); coupled layers by
+    averaging normalised norms, as DepGraph does.
+    """
+    coupling = network.coupling
+    scores = {group.name: np.zeros(group.size) for group in network.free}
+    for index, group in enumerate(network.groups):
+        if group.locked is not None:
+            continue
+        for path in group.producers:
+            weight = model.get_submodule(path).weight
+            assert isinstance(weight, torch.Tensor)
+            norms = weight.detach().abs().flatten(1).sum(1).double().cpu().numpy()
+            labels = coupling.outputs[path]
+            mine = (labels != FIXED) & (labels >> 32 == index)
+            relative = norms[mine] / max(float(norms[mine].mean()), 1e-30)
+            np.add.at(scores[group.name], coupling.channel(labels[mine]), relative / len(group.producers))
+    return scores
+
+
+CRITERIA: dict[str, Callable[[nn.Module, Network], Scores]] = {"l1": l1_scores}
+"""Criterion name → scores of a model's channels."""
+
+
+def score(model: nn.Module, network: Network, criterion: str = "l1") -> Importance:
+    """The importance of a model's channels.
+
+    Raises:
+        BadInput: no such criterion.
+    """
+    if criterion not in CRITERIA:
+        raise BadInput(f"no importance criterion {criterion!r}; there are {', '.join(CRITERIA)}")
+    weights = {group.name: max(1, len(group.producers)) for group in network.free}
+    return Importance(criterion, CRITERIA[criterion](model, network), weights)

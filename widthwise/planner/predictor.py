@@ -1,0 +1,280 @@
+"""From a table to the latency of any width vector of a network, with an interval.
+
+Layers come from their surfaces (:mod:`widthwise.planner.regressors`), their sum goes through a correction
+chosen by cross-validation among none, a·Σ and a·Σ + b, and the interval is split conformal on whole networks
+that nothing was fitted on (Vovk et al.; scores are absolute logarithms of measured over predicted).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from widthwise.luts.errors import MissingLayers
+from widthwise.luts.measurement import Status
+from widthwise.luts.records import NetworkRecord, Role
+from widthwise.luts.spec import Geometry
+from widthwise.luts.store import Lut
+from widthwise.network.layers import Layer
+from widthwise.network.network import Network
+from widthwise.network.widths import Widths
+from widthwise.network.widths import columns as as_columns
+from widthwise.planner.regressors import Samples, SurfaceRegressor
+
+__all__ = ["Correction", "LatencyPredictor", "Prediction"]
+
+CONFIDENCE = 0.9
+_FOLDS = 5
+_LEAST_CALIBRATION = 9
+"""Fewest held-out networks for which a 90 % conformal quantile exists."""
+
+_Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The latency of one width vector.
+
+    Attributes:
+        latency_ms: median of one inference, on the scale of the table.
+        interval_ms: (low, high) that holds the measured latency with 90 % confidence.
+        extrapolated: layers whose widths lie outside what was measured.
+        notes: what else a reader must know, in whole sentences.
+    """
+
+    latency_ms: float
+    interval_ms: tuple[float, float]
+    extrapolated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """``scale·Σ layers + offset_ms``.
+
+    Example:
+        >>> Correction(1.1, 0.5)(10.0)
+        11.5
+    """
+
+    scale: float = 1.0
+    offset_ms: float = 0.0
+
+    def __call__(self, total_ms: float) -> float:
+        return self.scale * total_ms + self.offset_ms
+
+
+class LatencyPredictor:
+    """Predicts one network from one table.
+
+    Args:
+        network: whose layers' geometries are in the table.
+        surfaces: one per geometry.
+        records: measured networks of the same structure; those held out calibrate the interval.
+
+    Build it with :meth:`fit`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        surfaces: Mapping[Geometry, SurfaceRegressor],
+        records: Sequence[NetworkRecord],
+        unstable_layers: int = 0,
+    ) -> None:
+        self.network = network
+        self._surfaces = surfaces
+        self._correct = Correction()
+        fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
+        if fitted:
+            measured = np.array([record.latency_ms for record in fitted])
+            self._correct = choose_correction(self.sums_ms([record.widths for record in fitted]), measured)
+        held_out = [record for record in records if record.role is Role.HOLDOUT]
+        self.errors = self._log_errors(held_out)
+        self._radius = conformal_radius(np.abs(self.errors), CONFIDENCE)
+        dense = [record.latency_ms for record in records if record.role is Role.DENSE]
+        self.dense_ms = float(np.median(dense)) if dense else self.predict(network.dense).latency_ms
+        self._notes = _doubts(len(held_out), unstable_layers)
+
+    @classmethod
+    def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
+        """A predictor of ``network`` from what the table holds; nothing is measured.
+
+        Raises:
+            MissingLayers: the table lacks some of the network's layers; names the command that measures them.
+        """
+        records = lut.networks(network.signature)
+        held_out = [record.id for record in records if record.role is Role.HOLDOUT]
+        wanted = {layer.geometry for layer in network.layers}
+        layers = lut.layers(wanted, networks_not=held_out)
+        by_geometry: dict[Geometry, list[tuple[tuple[int, ...], float, bool]]] = {}
+        for record in layers:
+            row = (record.spec.channels, record.latency_ms, record.network_id is not None)
+            by_geometry.setdefault(record.spec.geometry, []).append(row)
+        _require(network, by_geometry, lut)
+        surfaces = {geometry: SurfaceRegressor(_samples(rows)) for geometry, rows in by_geometry.items()}
+        unstable = sum(record.status is Status.UNSTABLE for record in layers)
+        return cls(network, surfaces, records, unstable)
+
+    @property
+    def correction(self) -> Correction:
+        """What turns a sum of layers into a network."""
+        return self._correct
+
+    @property
+    def radius(self) -> float:
+        """Half-width of the interval in natural logarithms; 0.05 is about ±5 %."""
+        return self._radius
+
+    def predict(self, widths: Widths) -> Prediction:
+        """The latency at these widths (groups not named keep all channels).
+
+        Raises:
+            InvalidModel: a group is unknown, or a width impossible.
+        """
+        complete = self.network.require_widths(widths)
+        latency_ms = self._correct(float(self.sums_ms([complete])[0]))
+        return Prediction(latency_ms, self.interval_ms(latency_ms), self._extrapolated(complete), self._notes)
+
+    def predict_many(self, widths: Sequence[Widths]) -> _Array:
+        """Latencies in ms of many complete width vectors, shape ``(n,)``."""
+        return self._correct.scale * self.sums_ms(widths) + self._correct.offset_ms
+
+    def interval_ms(self, latency_ms: float) -> tuple[float, float]:
+        """The interval around a predicted latency."""
+        return latency_ms * math.exp(-self._radius), latency_ms * math.exp(self._radius)
+
+    def sums_ms(self, widths: Sequence[Widths]) -> _Array:
+        """Σ layers before the correction, shape ``(n,)``."""
+        total = np.zeros(len(widths))
+        columns = as_columns(widths, self.network.dense)
+        for layer in self.network.layers:
+            channels = _channels(layer, columns, len(widths))
+            points, inverse = np.unique(channels, axis=0, return_inverse=True)
+            total += self._surfaces[layer.geometry].predict(points)[inverse.reshape(-1)]
+        return total
+
+    def surface_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
+        """Corrected latencies of layers of one geometry at ``(n, axes)`` channel counts, shape ``(n,)``.
+
+        This is what the allocator counts: over all layers, and with :attr:`fixed_ms`, it adds up to :meth:`predict`.
+        """
+        return self._correct.scale * self._surfaces[geometry].predict(channels)
+
+    @property
+    def fixed_ms(self) -> float:
+        """What no width changes."""
+        return self._correct.offset_ms
+
+    def breakdown(self, widths: Widths) -> list[tuple[Layer, float]]:
+        """Each layer with its corrected latency in ms."""
+        complete = self.network.require_widths(widths)
+        return [
+            (layer, float(self.surface_ms(layer.geometry, _point(layer, complete))[0])) for layer in self.network.layers
+        ]
+
+    def _extrapolated(self, widths: Widths) -> tuple[str, ...]:
+        outside = []
+        for layer in self.network.layers:
+            if self._surfaces[layer.geometry].extrapolates(_point(layer, widths))[0]:
+                outside.append(layer.name)
+        return tuple(outside)
+
+    def _log_errors(self, records: Sequence[NetworkRecord]) -> _Array:
+        if not records:
+            return np.zeros(0)
+        measured = np.array([record.latency_ms for record in records])
+        return np.asarray(np.log(measured / self.predict_many([record.widths for record in records])))
+
+
+def choose_correction(sums_ms: _Array, measured_ms: _Array) -> Correction:
+    """None, a·Σ or a·Σ + b: the simplest whose cross-validated relative error is the least to within 5 %.
+
+    Args:
+        sums_ms: Σ layers, one per network.
+        measured_ms: the networks themselves.
+    """
+    fits = (lambda s, m: Correction(), _fit_scale, _fit_line)
+    errors = []
+    for fit in fits:
+        folds = []
+        for fold in range(_FOLDS):
+            out = np.arange(len(sums_ms)) % _FOLDS == fold
+            if out.any() and (~out).sum() >= 3:
+                correct = fit(sums_ms[~out], measured_ms[~out])
+                folds.append(np.abs((correct.scale * sums_ms[out] + correct.offset_ms) / measured_ms[out] - 1))
+        errors.append(float(np.mean(np.concatenate(folds))) if folds else math.inf)
+    if not math.isfinite(min(errors)):
+        return _fit_scale(sums_ms, measured_ms)
+    best = next(index for index, error in enumerate(errors) if error <= 1.05 * min(errors))
+    return fits[best](sums_ms, measured_ms)
+
+
+def conformal_radius(scores: _Array, confidence: float) -> float:
+    """The ⌈(n+1)·confidence⌉-th smallest score; the largest where there are too few for that.
+
+    Example:
+        >>> conformal_radius(np.arange(1.0, 20.0), 0.9)
+        18.0
+    """
+    if not len(scores):
+        return 0.1
+    rank = math.ceil((len(scores) + 1) * confidence)
+    return float(np.sort(scores)[min(rank, len(scores)) - 1])
+
+
+def _fit_scale(sums_ms: _Array, measured_ms: _Array) -> Correction:
+    return Correction(float(np.median(measured_ms / sums_ms)))
+
+
+def _fit_line(sums_ms: _Array, measured_ms: _Array) -> Correction:
+    design = np.stack([sums_ms, np.ones(len(sums_ms))], axis=1) / measured_ms[:, None]
+    (scale, offset_ms), *_ = np.linalg.lstsq(design, np.ones(len(sums_ms)), rcond=None)
+    if scale <= 0 or offset_ms < 0:
+        return _fit_scale(sums_ms, measured_ms)
+    return Correction(float(scale), float(offset_ms))
+
+
+def _point(layer: Layer, widths: Widths) -> npt.NDArray[np.int64]:
+    return np.array([layer.spec(widths).channels], dtype=np.int64).reshape(1, -1)
+
+
+def _channels(layer: Layer, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:
+    axes = [axis.evaluate(columns, count) for axis in layer.axes]
+    return np.stack(axes, axis=1) if axes else np.zeros((count, 0), dtype=np.int64)
+
+
+def _samples(rows: Sequence[tuple[tuple[int, ...], float, bool]]) -> Samples:
+    channels = np.array([row[0] for row in rows], dtype=np.int64).reshape(len(rows), -1)
+    return Samples(channels, np.array([row[1] for row in rows]), np.array([row[2] for row in rows]))
+
+
+def _require(network: Network, present: Mapping[Geometry, object], lut: Lut) -> None:
+    missing = [layer for layer in network.layers if layer.geometry not in present]
+    if missing:
+        raise MissingLayers(
+            f"{lut.path} has {len(network.layers) - len(missing)} of the {len(network.layers)} layers of "
+            f"{network.name}; the first missing is {missing[0].name!r} ({missing[0].geometry}). Measure them with "
+            f"`widthwise profile {network.name} --input {' --input '.join(_shape(s) for s in network.inputs)} "
+            f"--target {lut.target['runtime']}:{lut.target['device']} --lut {lut.path}`"
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _doubts(held_out: int, unstable_layers: int) -> tuple[str, ...]:
+    notes = []
+    if held_out < _LEAST_CALIBRATION:
+        notes.append(
+            f"the interval rests on {held_out} held-out networks; {_LEAST_CALIBRATION} are needed for 90 % confidence: "
+            "profile longer"
+        )
+    if unstable_layers:
+        notes.append(f"{unstable_layers} of the layer measurements it rests on are unstable")
+    return tuple(notes)

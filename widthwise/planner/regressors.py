@@ -1,0 +1,184 @@
+"""Latency surfaces: a layer's latency over its channel counts, one surface per geometry.
+
+Mean: a non-negative least-squares roofline (launch + traffic + work, with channel counts padded to the
+vector width), fitted on relative errors. Residual: a Gaussian process (Matérn 5/2 on the logarithm of the
+channel counts) on the logarithm of measured over mean. Measured points are thus kept to within their noise,
+gaps are filled smoothly, and far from any point the roofline takes over. Monotonicity is not forced: cutting
+channels can make a layer slower (Radu et al., IISWC 2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.optimize import nnls
+
+__all__ = ["Samples", "SurfaceRegressor"]
+
+_TILES = (8, 16)
+_LENGTHS = (0.35, 0.8, 2.0)
+"""Length scales tried, in natural logarithms of channel counts (0.7 = a factor of two)."""
+
+_SIGNALS = (0.01, 0.03, 0.1)
+"""Standard deviations of log latency around the roofline that are tried."""
+
+_MOST_POINTS = 400
+_LEAST_NOISE = 0.003
+_DEFAULT_NOISE = 0.02
+_SINGLE_NOISE = 0.03
+"""Doubt about a single-layer timing carried over to in-place, beyond its own noise."""
+
+_Array = npt.NDArray[np.float64]
+_Channels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Measurements of one geometry.
+
+    Args:
+        channels: ``(n, axes)``; ``axes`` may be 0 where channels play no role.
+        latency_ms: ``(n,)``, positive.
+        in_place: ``(n,)``, False where the layer was timed alone.
+    """
+
+    channels: _Channels
+    latency_ms: _Array
+    in_place: npt.NDArray[np.bool_]
+
+
+class SurfaceRegressor:
+    """Fits one surface; see the module for the model.
+
+    Single timings run with warmer caches than in a network; they are scaled by the median ratio between the
+    in-place surface and them before they are used to fill gaps.
+
+    Example:
+        >>> c = np.array([[8], [16], [32], [64]])
+        >>> fit = SurfaceRegressor(Samples(c, 0.1 + 0.01 * c[:, 0], np.ones(4, bool)))
+        >>> round(float(fit.predict(np.array([[48]]))[0]), 2)
+        0.58
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        placed = samples.in_place if samples.in_place.any() else np.ones(len(samples.latency_ms), bool)
+        points, log_ms, noise = _pooled(samples.channels[placed], np.log(samples.latency_ms[placed]))
+        self._fit(points, log_ms, noise)
+        self.single_ratio: float | None = None
+        if not placed.all():
+            singles, log_single, single_noise = _pooled(
+                samples.channels[~placed], np.log(samples.latency_ms[~placed])
+            )
+            shift = float(np.median(self._log_predict(singles)[0] - log_single))
+            self.single_ratio = float(np.exp(-shift))
+            fresh = ~(singles[:, None, :] == points[None, :, :]).all(-1).any(1)
+            self._fit(
+                np.concatenate([points, singles[fresh]]),
+                np.concatenate([log_ms, log_single[fresh] + shift]),
+                np.concatenate([noise, np.hypot(single_noise[fresh], _SINGLE_NOISE)]),
+            )
+
+    def predict(self, channels: _Channels) -> _Array:
+        """Latencies in ms at ``(m, axes)`` channel counts, shape ``(m,)``."""
+        return np.exp(self._log_predict(channels)[0])
+
+    def deviation(self, channels: _Channels) -> _Array:
+        """Standard deviation of the logarithm of :meth:`predict`: the relative doubt."""
+        return self._log_predict(channels)[1]
+
+    def extrapolates(self, channels: _Channels) -> npt.NDArray[np.bool_]:
+        """Whether a point lies outside the measured range of any axis."""
+        if not channels.shape[1]:
+            return np.zeros(len(channels), dtype=bool)
+        outside = (channels < self._low) | (channels > self._high)
+        return np.asarray(outside.any(axis=1))
+
+    def _fit(self, points: _Channels, log_ms: _Array, noise: _Array) -> None:
+        keep = _spread(points, _MOST_POINTS)
+        self._points, log_ms, noise = points[keep], log_ms[keep], noise[keep]
+        self._low, self._high = (points.min(0), points.max(0)) if points.shape[1] else (None, None)
+        latency_ms = np.exp(log_ms)
+        self._roofline, _ = nnls(_features(self._points) / latency_ms[:, None], np.ones(len(latency_ms)))
+        residual = log_ms - np.log(self._mean(self._points))
+        self._offset = float(np.average(residual, weights=noise**-2))
+        self._logs = np.log(self._points)
+        self._best = _likeliest(self._logs, residual - self._offset, noise)
+
+    def _mean(self, channels: _Channels) -> _Array:
+        return np.maximum(_features(channels) @ self._roofline, 1e-9)
+
+    def _log_predict(self, channels: _Channels) -> tuple[_Array, _Array]:
+        mean = np.log(self._mean(channels)) + self._offset
+        fit = self._best
+        if not channels.shape[1] or fit is None:
+            return mean, np.full(len(channels), _DEFAULT_NOISE)
+        cross = fit.signal**2 * _matern(np.log(channels), self._logs, fit.length)
+        explained = np.einsum("ij,ji->i", cross, cho_solve(fit.factor, cross.T))
+        return mean + cross @ fit.weights, np.sqrt(np.maximum(fit.signal**2 - explained, 0.0))
+
+
+@dataclass(frozen=True)
+class _Process:
+    length: float
+    signal: float
+    factor: tuple[_Array, bool]
+    weights: _Array
+
+
+def _pooled(channels: _Channels, log_ms: _Array) -> tuple[_Channels, _Array, _Array]:
+    """Repeated points averaged (median), with the standard error each deserves."""
+    points, inverse = np.unique(channels, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    counts = np.bincount(inverse, minlength=len(points))
+    medians = np.array([np.median(log_ms[inverse == index]) for index in range(len(points))])
+    spare = len(log_ms) - len(points)
+    deviations = np.abs(log_ms - medians[inverse])[counts[inverse] > 1]
+    spread = 1.4826 * float(np.median(deviations)) * np.sqrt(2) if spare >= 8 and len(deviations) else _DEFAULT_NOISE
+    return points, medians, np.maximum(spread, _LEAST_NOISE) / np.sqrt(counts)
+
+
+def _features(channels: _Channels) -> _Array:
+    """Launch, traffic per axis, work; work also with channels padded to the tiles kernels compute in."""
+    columns = [np.ones(len(channels)), *channels.T.astype(float)]
+    for tile in (1, *_TILES):
+        padded = -(-channels // tile) * tile
+        if channels.shape[1] == 2:
+            columns.append(padded.prod(axis=1).astype(float))
+        elif tile > 1:
+            columns += list(padded.T.astype(float))
+    return np.stack(columns, axis=1)
+
+
+def _matern(a: _Array, b: _Array, length: float) -> _Array:
+    """Matérn 5/2 correlation between log channel counts."""
+    scaled = np.sqrt(5.0) / length * np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(-1))
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
+
+
+def _likeliest(logs: _Array, residual: _Array, noise: _Array) -> _Process | None:
+    """The process of highest marginal likelihood on a small grid; None where there is nothing to learn from."""
+    if len(residual) < 3 or not logs.shape[1]:
+        return None
+    best: tuple[float, _Process] | None = None
+    for length in _LENGTHS:
+        correlation = _matern(logs, logs, length)
+        for signal in _SIGNALS:
+            try:
+                factor = cho_factor(signal**2 * correlation + np.diag(noise**2), lower=True)
+            except LinAlgError:
+                continue
+            weights = cho_solve(factor, residual)
+            likelihood = -0.5 * residual @ weights - float(np.log(np.diag(factor[0])).sum())
+            if best is None or likelihood > best[0]:
+                best = (likelihood, _Process(length, signal, factor, weights))
+    return best[1] if best else None
+
+
+def _spread(points: _Channels, most: int) -> npt.NDArray[np.int64]:
+    """Indices of at most ``most`` points, evenly over their order."""
+    if len(points) <= most:
+        return np.arange(len(points))
+    return np.unique(np.linspace(0, len(points) - 1, most).astype(np.int64))
