@@ -1,0 +1,162 @@
+"""The facade in one page: profile, predict, plan, apply, verify (and load, from :mod:`widthwise.pruning`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from widthwise.luts.errors import BadInput, InvalidTable
+from widthwise.luts.store import Lut
+from widthwise.network.loading import is_trusted, load_model, weights_fingerprint
+from widthwise.network.network import Network
+from widthwise.planner import verification
+from widthwise.planner.allocation import allocate
+from widthwise.planner.importance import score
+from widthwise.planner.plan import Budget, Plan
+from widthwise.planner.predictor import LatencyPredictor, Prediction
+from widthwise.planner.verification import Verification
+from widthwise.profiling import profiler
+from widthwise.profiling.target import Target
+from widthwise.pruning.filters import FilterPruning
+
+__all__ = ["apply", "plan", "predict", "profile", "verify"]
+
+Example = torch.Tensor | Sequence[torch.Tensor]
+"""One input tensor, or one per input."""
+
+Table = Lut | str | os.PathLike[str]
+"""An open table or the path of one."""
+
+
+def profile(
+    model: nn.Module,
+    example: Example,
+    *,
+    path: str | os.PathLike[str],
+    target: str = "torch:cpu",
+    threads: int = 1,
+    dtype: str = "float32",
+    time_s: float = profiler.DEFAULT_TIME_S,
+    name: str = "",
+    on_progress: Callable[[float, str], None] | None = None,
+) -> Lut:
+    """Measures a model's layers and narrowed copies of it into the table at ``path``; returns it, open for reading.
+
+    A table that already holds measurements of this model is continued. Everything is committed as measured:
+    an interrupted call has lost nothing.
+
+    Args:
+        time_s: seconds to spend; more makes the table better, never invalid.
+        name: what the model is called in the table, such as ``torchvision:resnet18``.
+
+    Raises:
+        InvalidModel: the model can't be traced on this example.
+        InvalidTarget, InvalidTable, TableMismatch: see :func:`widthwise.profiling.profiler.profile`.
+    """
+    inputs = _inputs(example)
+    network = Network.trace(model, inputs, name=name)
+    profiler.profile(
+        model,
+        network,
+        inputs,
+        target=Target.parse(target, threads=threads, dtype=dtype),
+        path=Path(path),
+        time_s=time_s,
+        on_progress=on_progress,
+    )
+    return Lut.open(path, readonly=True)
+
+
+def predict(
+    model: nn.Module, example: Example, *, lut: Table, widths: Mapping[str, int] | None = None, name: str = ""
+) -> Prediction:
+    """The latency of the model narrowed to these widths (by default: as it is), from the table alone.
+
+    Raises:
+        MissingLayers: the table lacks layers of this model.
+    """
+    network = Network.trace(model, _inputs(example), name=name)
+    with opened(lut) as table:
+        return LatencyPredictor.fit(table, network).predict(widths or {})
+
+
+def plan(
+    model: nn.Module,
+    example: Example,
+    *,
+    lut: Table,
+    budget: str | float | None = None,
+    budget_ms: float | None = None,
+    importance: str = "l1",
+    name: str = "",
+    time_limit_s: float = 60.0,
+) -> Plan:
+    """The widths that keep the most importance within the budget, with the proof.
+
+    Args:
+        budget: ``"20ms"``, ``"60%"`` of the dense latency, or milliseconds; or give ``budget_ms``.
+        name: what to call the model in the plan, so that it can be rebuilt by name.
+
+    Raises:
+        BadInput: no budget, two, or one that can't be read.
+        MissingLayers: the table lacks layers of this model.
+        InfeasibleBudget: names the least latency any widths reach.
+    """
+    if (budget is None) == (budget_ms is None):
+        raise BadInput("give one of budget ('60%' or '20ms') and budget_ms")
+    parsed = Budget.parse(str(budget if budget is not None else budget_ms))
+    network = Network.trace(model, _inputs(example), name=name)
+    with opened(lut) as table:
+        predictor = LatencyPredictor.fit(table, network)
+        scores = score(model, network, importance)
+        return allocate(
+            predictor, scores, parsed, table, weights=weights_fingerprint(model), time_limit_s=time_limit_s
+        )
+
+
+def apply(plan: Plan, model: nn.Module, example: Example | None = None) -> nn.Module:
+    """The narrow model: surgery only, proved numerically on ``example`` (random inputs by default).
+
+    Raises:
+        InvalidPlan: the plan is for another model.
+        VerificationFailed: the narrow model isn't the pruned dense model.
+    """
+    return FilterPruning(model, plan, None if example is None else _inputs(example)).finish()
+
+
+def verify(
+    plan: Plan, small: nn.Module, example: Example, *, lut: Table, dense: nn.Module | None = None
+) -> Verification:
+    """Measures the narrow model against prediction and budget; see :mod:`widthwise.planner.verification`.
+
+    Args:
+        dense: timed in the same run. Rebuilt by name where the plan is of a library model.
+    """
+    if dense is None and ":" in plan.model and is_trusted(plan.model):
+        dense = load_model(plan.model)
+    path = lut.path if isinstance(lut, Lut) else Path(lut)
+    return verification.verify(plan, small, _inputs(example), path=path, dense=dense)
+
+
+@contextmanager
+def opened(table: Table) -> Iterator[Lut]:
+    """The table, opened for reading and closed again unless it was open already."""
+    if isinstance(table, Lut):
+        yield table
+        return
+    if not Path(table).exists():
+        raise InvalidTable(f"no table {os.fspath(table)}; make one with `widthwise profile MODEL --lut {os.fspath(table)}`")
+    lut = Lut.open(table, readonly=True)
+    try:
+        yield lut
+    finally:
+        lut.close()
+
+
+def _inputs(example: Example) -> tuple[torch.Tensor, ...]:
+    return (example,) if isinstance(example, torch.Tensor) else tuple(example)

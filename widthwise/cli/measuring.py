@@ -1,0 +1,128 @@
+"""Commands that touch the device: profile, verify, device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from widthwise.cli.common import (
+    UNMET,
+    Inputs,
+    Json,
+    LutPath,
+    Model,
+    Weights,
+    emit,
+    note,
+    open_model,
+    parse_duration,
+    parse_inputs,
+    progress,
+    reported,
+)
+
+__all__ = ["device", "profile", "verify"]
+
+TargetName = Annotated[str, typer.Option("--target", help="RUNTIME:DEVICE, such as torch:cpu.")]
+Threads = Annotated[int, typer.Option("--threads", help="Intra-op threads.")]
+
+
+@reported
+def profile(
+    model: Model,
+    inputs: Inputs,
+    lut: LutPath,
+    target: TargetName = "torch:cpu",
+    threads: Threads = 1,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    time: Annotated[str, typer.Option("--time", help="How long to measure: 90s, 3m.")] = "4m",
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a network's layers on this device into a lookup table. Run again to continue or refine it.
+
+    Example: widthwise profile torchvision:resnet18 --input 1,3,224,224 --target torch:cpu --threads 1 --lut device.lut
+    """
+    time_s = parse_duration(time)
+    example = parse_inputs(inputs)
+    from widthwise.network.network import Network
+    from widthwise.profiling import profiler
+    from widthwise.profiling.target import Target
+    from widthwise.report.terminal import facts, show
+
+    where = Target.parse(target, threads=threads, dtype=dtype)
+    module = open_model(model, weights)
+    network = Network.trace(module, example, name=model)
+    if not network.free:
+        note(f"widthwise: {model} has no prunable channels; its latency is measured, but no plan can change it")
+    with progress(f"profiling {model}") as on_progress:
+        report = profiler.profile(
+            module, network, example, target=where, path=lut, time_s=time_s, on_progress=on_progress
+        )
+    if as_json:
+        emit({**asdict(report), "lut": str(lut)})
+        return
+    rows = [
+        ("dense", f"{report.dense_ms:.4g} ms"),
+        ("measured", f"{report.networks} networks and {report.layers} layers in {report.seconds:.0f} s"),
+        ("unstable", f"{report.unstable} measurements didn't settle"),
+        ("next", f"widthwise plan {model} --input {' --input '.join(inputs)} --lut {lut} --budget 60% -o plan.json"),
+    ]
+    show(facts(f"{model} on {where} → {lut}", rows))
+
+
+@reported
+def verify(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    lut: LutPath,
+    model: Annotated[str | None, typer.Argument(help="The dense model; by default the plan's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a plan against its prediction and its budget, in one interleaved run with the dense model.
+
+    Example: widthwise verify plan.json --lut device.lut
+    """
+    from widthwise.luts.errors import BadInput
+    from widthwise.network.loading import is_trusted
+    from widthwise.network.narrowing import narrow
+    from widthwise.planner.plan import Plan
+    from widthwise.planner.verification import Verdict
+    from widthwise.planner.verification import verify as measure
+    from widthwise.pruning.executor import examples_of, traced_for
+    from widthwise.report.terminal import show, verification_table
+
+    loaded = Plan.read(plan)
+    if model is None and not is_trusted(loaded.model):
+        raise BadInput(f"{plan} is for {loaded.model}, which is no library model; name it: widthwise verify {plan} MODEL")
+    dense = open_model(model or loaded.model, None)
+    example = examples_of(loaded)
+    network = traced_for(loaded, dense, example)
+    small = narrow(dense, network, loaded.kept)
+    found = measure(loaded, small, example, path=lut, dense=dense)
+    if as_json:
+        emit(asdict(found))
+    else:
+        show(verification_table(found))
+    if found.verdict is Verdict.MISSES:
+        raise typer.Exit(UNMET)
+
+
+@reported
+def device(threads: Threads = 1, as_json: Json = False) -> None:
+    """Show what would be fingerprinted here, and what makes timing unreliable.
+
+    Example: widthwise device
+    """
+    from widthwise.profiling.device import fingerprint, hazards
+    from widthwise.report.terminal import facts, rows_table, show
+
+    found = hazards(threads)
+    if as_json:
+        emit({"fingerprint": fingerprint(), "hazards": [asdict(hazard) for hazard in found]})
+        return
+    show(facts("device", [(name, str(value)) for name, value in fingerprint().items()]))
+    rows = [(hazard.what, hazard.found, hazard.remedy) for hazard in found]
+    show(rows_table("what makes timing unreliable here", ("what", "found", "remedy"), rows) if rows else "fit for timing")

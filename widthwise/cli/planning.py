@@ -1,0 +1,239 @@
+"""Commands that compute: predict, plan, apply, solve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from widthwise.cli.common import (
+    UNMET,
+    Inputs,
+    Json,
+    LutPath,
+    Model,
+    Weights,
+    emit,
+    note,
+    open_model,
+    parse_inputs,
+    progress,
+    reported,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from widthwise.planner.plan import Plan
+
+__all__ = ["apply", "plan", "predict", "solve"]
+
+
+@reported
+def predict(
+    model: Model,
+    inputs: Inputs,
+    lut: LutPath,
+    widths: Annotated[Path | None, typer.Option("--widths", help="JSON file: group → channels kept.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Predict this plan's widths.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the latency of a network, dense or narrowed, from a table alone.
+
+    Example: widthwise predict torchvision:resnet18 --input 1,3,224,224 --lut device.lut
+    """
+    from widthwise.luts.errors import BadInput
+
+    if widths is not None and plan is not None:
+        raise BadInput("give one of --widths and --plan")
+    example = parse_inputs(inputs)
+    from widthwise.api import opened
+    from widthwise.network.network import Network
+    from widthwise.planner.predictor import LatencyPredictor
+    from widthwise.report.terminal import prediction_table, show
+
+    with opened(lut) as table:
+        network = Network.trace(open_model(model, None), example, name=model)
+        predictor = LatencyPredictor.fit(table, network)
+    wanted = _widths(widths, plan)
+    prediction = predictor.predict(wanted)
+    if as_json:
+        emit(
+            {
+                "predicted_ms": prediction.latency_ms,
+                "interval_ms": prediction.interval_ms,
+                "extrapolated": prediction.extrapolated,
+                "notes": prediction.notes,
+            }
+        )
+        return
+    kinds: dict[str, float] = {}
+    for layer, ms in predictor.breakdown(wanted):
+        kinds[layer.geometry.kind] = kinds.get(layer.geometry.kind, 0.0) + ms
+    show(prediction_table(network, prediction, sorted(kinds.items(), key=lambda item: -item[1])))
+
+
+@reported
+def plan(
+    model: Model,
+    inputs: Inputs,
+    lut: LutPath,
+    budget: Annotated[str, typer.Option("--budget", help="20ms, or 60% of the dense latency.")],
+    importance: Annotated[str, typer.Option("--importance", help="How channels are ranked.")] = "l1",
+    weights: Weights = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
+    time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds for the solver.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Choose every layer's channels: the most importance within the budget, with the proof.
+
+    Example: widthwise plan torchvision:resnet18 --input 1,3,224,224 --lut device.lut --budget 60% -o plan.json
+    """
+    from widthwise.planner.plan import Budget
+
+    Budget.parse(budget)
+    example = parse_inputs(inputs)
+    from widthwise import api
+    from widthwise.network.network import Network
+    from widthwise.report.terminal import plan_table, show
+
+    with api.opened(lut) as table:
+        module = open_model(model, weights)
+        made = api.plan(
+            module, example, lut=table, budget=budget, importance=importance, name=model, time_limit_s=time_limit
+        )
+    if output is not None:
+        made.write(output)
+    if as_json:
+        emit(_plan_keys(made))
+    else:
+        show(plan_table(made, Network.trace(module, example, name=model)))
+        if output is not None:
+            show(f"written to {output}; next: widthwise apply {output} {model} -o OUT/")
+
+
+@reported
+def apply(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the narrow model.")],
+    weights: Weights = None,
+    method: Annotated[str, typer.Option("--method", help="l1.")] = "l1",
+    data: Annotated[str | None, typer.Option("--data", help="digits, fashion-mnist[:PATH], cifar10-jpeg:PATH, …")] = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Epochs of retraining, with --data.")] = 0,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of retraining.")] = 0.01,
+    as_json: Json = False,
+) -> None:
+    """Make the narrow model of a plan, prove it, retrain it if data is given, and save it without pickle.
+
+    Example: widthwise apply plan.json torchvision:resnet18 --weights resnet18.safetensors -o small/
+    """
+    from widthwise.luts.errors import BadInput
+
+    if method != "l1":
+        raise BadInput(f"no method {method!r} yet; there is l1")
+    if epochs < 0 or (epochs and data is None):
+        raise BadInput("--epochs needs --data and a number of at least 0")
+    from widthwise.planner.plan import Plan
+    from widthwise.pruning import artifact
+    from widthwise.pruning.filters import FilterPruning
+
+    loaded = Plan.read(plan)
+    artifact.require_writable(output)
+    run = FilterPruning(open_model(model, weights), loaded)
+    if run.rescored:
+        note("widthwise: the plan was made from other weights; channels were ranked anew by these, at the plan's widths")
+    small = run.finish()
+    answer: dict[str, Any] = {"output": str(output), "difference": run.difference}
+    if data is not None:
+        answer |= _retrain(small, loaded, data, epochs, lr)
+    artifact.save(output, small, loaded)
+    if as_json:
+        emit(answer)
+        return
+    from widthwise.report.terminal import facts, show
+
+    rows = [("proof", f"narrow = dense with removed channels silenced, to {run.difference:.1g} (relative)")]
+    rows += [(name, f"{answer[name]:.2%}") for name in ("accuracy_before", "accuracy") if name in answer]
+    rows.append(("reload", f"widthwise.load({str(output)!r})"))
+    show(facts(f"{loaded.model} → {output}", rows))
+
+
+@reported
+def solve(
+    problem: Annotated[Path, typer.Argument(help="The problem, see docs/architecture.md.")],
+    time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Solve an allocation problem given as data, to proven optimality.
+
+    Example: widthwise solve problem.json --json
+    """
+    from widthwise.planner.problem import Problem
+    from widthwise.planner.solver import solve as solve_exactly
+
+    answer = solve_exactly(Problem.read(problem), time_limit_s=time_limit)
+    data = answer.model_dump(mode="json")
+    if as_json:
+        emit(data)
+    else:
+        from widthwise.report.terminal import facts, show
+
+        show(facts(str(problem), [(name, json.dumps(value)) for name, value in data.items()]))
+    if answer.status == "infeasible":
+        raise typer.Exit(UNMET)
+
+
+def _plan_keys(made: Plan) -> dict[str, Any]:
+    return {
+        "dense_ms": made.dense_ms,
+        "budget_ms": made.budget_ms,
+        "predicted_ms": made.predicted_ms,
+        "interval_ms": made.interval_ms,
+        "minimum_ms": made.minimum_ms,
+        "importance": made.importance,
+        "gap": made.gap,
+        "solve_seconds": made.certificate.seconds,
+        "status": made.certificate.status,
+        "widths": made.widths,
+        "notes": made.notes,
+    }
+
+
+def _widths(widths: Path | None, plan: Path | None) -> dict[str, int]:
+    from widthwise.luts.errors import BadInput
+    from widthwise.planner.plan import Plan
+
+    if plan is not None:
+        return Plan.read(plan).widths
+    if widths is None:
+        return {}
+    try:
+        data = json.loads(widths.read_text())
+    except ValueError as error:
+        raise BadInput(f"{widths} is not JSON ({error}); give an object: group → channels kept") from error
+    if not isinstance(data, dict) or not all(type(width) is int for width in data.values()):
+        raise BadInput(f"{widths} must hold one object: group → channels kept")
+    return data
+
+
+def _retrain(small: nn.Module, plan: Plan, data: str, epochs: int, lr: float) -> dict[str, float]:
+    """Retrains in place; accuracy before and after."""
+    from widthwise.pruning.data import load_data
+    from widthwise.pruning.training import Recipe, evaluate, train
+
+    shape = plan.inputs[0]
+    loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
+    before = evaluate(small, loaded.test).accuracy
+    if epochs:
+        with progress("retraining") as on_progress:
+            train(
+                small,
+                loaded,
+                epochs=epochs,
+                recipe=Recipe(lr=lr),
+                on_epoch=lambda report: on_progress((report.epoch + 1) / epochs, f"accuracy {report.accuracy:.2%}"),
+            )
+    return {"accuracy_before": before, "accuracy": evaluate(small, loaded.test).accuracy}

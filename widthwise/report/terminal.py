@@ -1,0 +1,127 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from widthwise.network.network import Network
+from widthwise.planner.plan import Plan
+from widthwise.planner.predictor import Prediction
+from widthwise.planner.verification import Verification
+
+__all__ = ["facts", "plan_table", "prediction_table", "rows_table", "show", "verification_table"]
+
+
+def show(*renderables: RenderableType, console: Console | None = None) -> None:
+    """Prints to standard output."""
+    (console or Console()).print(*renderables)
+
+
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """A two-column table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def rows_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with a header; numbers are right-aligned from the second column on."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for position, name in enumerate(header):
+        table.add_column(name, justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def prediction_table(network: Network, prediction: Prediction, breakdown: Sequence[tuple[str, float]]) -> Table:
+    """A prediction and the share of each kind of layer."""
+    total = sum(ms for _, ms in breakdown)
+    rows = [("predicted", interval_text(prediction.latency_ms, prediction.interval_ms))]
+    rows += [(f"  {kind}", f"{ms:.3g} ms  ({ms / total:.0%})") for kind, ms in breakdown]
+    rows += [("extrapolated", ", ".join(prediction.extrapolated[:5]))] if prediction.extrapolated else []
+    rows += [("note", note) for note in prediction.notes]
+    return facts(network.name, rows)
+
+
+def plan_table(
+    plan: Plan,
+    network: Network | None = None,
+    *,
+    verification: Verification | None = None,
+    profile_seconds: float | None = None,
+) -> Table:
+    """A plan in full: latencies, what it costs and keeps, its proof, and the channels kept per group."""
+    rows = [
+        ("dense", f"{plan.dense_ms:.4g} ms"),
+        ("budget", f"{plan.budget_ms:.4g} ms  ({plan.budget_ms / plan.dense_ms:.0%} of dense)"),
+        ("predicted", interval_text(plan.predicted_ms, plan.interval_ms)),
+    ]
+    if verification is not None:
+        rows.append(("measured", _measured(verification)))
+    rows.append(("least reachable", f"{plan.minimum_ms:.4g} ms"))
+    if network is not None:
+        rows.append(("MACs", _change(network.macs(plan.dense), network.macs(plan.widths))))
+        rows.append(("parameters", _change(network.parameters(plan.dense), network.parameters(plan.widths))))
+    rows.append((f"{plan.criterion} retained", f"{plan.importance:.3f}"))
+    certificate = plan.certificate
+    rows.append(("certificate", f"{certificate.status}, gap {certificate.gap:.1g}, solved in {certificate.seconds:.2f} s"))
+    if profile_seconds is not None:
+        rows.append(("profiling", f"{profile_seconds:.0f} s"))
+    rows += [("note", note) for note in plan.notes]
+    rows.append(("channels kept", _kept(plan.widths, plan.dense)))
+    return facts(f"{plan.model} on {_target(plan)}", rows)
+
+
+def verification_table(verification: Verification) -> Table:
+    """Measured against predicted against budget."""
+    return facts(
+        "verification",
+        [
+            ("dense", f"{verification.dense_ms:.4g} ms"),
+            ("budget", f"{verification.budget_ms:.4g} ms"),
+            ("predicted", f"{verification.predicted_ms:.4g} ms"),
+            ("measured", _measured(verification)),
+            ("verdict", f"{verification.verdict}: {verification.reason}"),
+        ],
+    )
+
+
+def interval_text(latency_ms: float, interval_ms: tuple[float, float]) -> str:
+    """``12.3 ms  (11.9 to 12.8)``."""
+    low, high = interval_ms
+    return f"{latency_ms:.4g} ms  ({low:.4g} to {high:.4g})"
+
+
+def _measured(verification: Verification) -> str:
+    return (
+        f"{interval_text(verification.measured_ms, verification.measured_interval_ms)}, "
+        f"{verification.measured_ms / verification.budget_ms:.3f} of the budget"
+    )
+
+
+def _change(before: int, after: int) -> str:
+    return f"{_count(before)} → {_count(after)}  ({after / before:.0%})"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _kept(widths: Mapping[str, int], dense: Mapping[str, int]) -> str:
+    return ", ".join(f"{group} {width}/{dense[group]}" for group, width in widths.items())
+
+
+def _target(plan: Plan) -> str:
+    target = plan.table.target
+    return f"{target['runtime']}:{target['device']}, {target['threads']} thread(s), {target['dtype']}; {plan.table.device}"
