@@ -295,6 +295,11 @@ class Lut:
                 if record.network_id not in excluded and (estimator is None or record.estimator is estimator)
             ]
 
+    def points(self, geometries: Collection[Geometry] | None = None) -> dict[Geometry, list[rows.Point]]:
+        """The unchecked rows :class:`~widthwise.luts.table.LatencyTable` makes its arrays of; use that instead."""
+        with self._reading() as db:
+            return rows.select_points(db, geometries)
+
     def networks(self, signature: str | None = None) -> list[NetworkRecord]:
         """Network records in the order they were stored, of one dense network or of all."""
         condition, values = ("", ()) if signature is None else ("WHERE signature = ?", (signature,))
