@@ -23,28 +23,48 @@ from widthwise.luts.spec import Geometry, LayerSpec
 
 __all__ = [
     "LayerItem",
+    "Point",
     "dump_facts",
     "insert_layers",
     "insert_network",
     "insert_run",
+    "layer_record",
     "parse_facts",
     "parse_samples",
     "select_geometries",
     "select_layers",
     "select_networks",
+    "select_points",
     "select_runs",
     "select_samples",
     "utc_now",
 ]
 
 _ESTIMATORS = {member.value: member for member in Estimator if member is not Estimator.WHOLE}
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _STATUSES = {member.value: member for member in Status}
 
 _LAYER_COLUMNS = (
     "id, geometry, channels_1, channels_2, estimator, latency_ms, low_ms, high_ms, status, blocks, "
     "network, layer_name, run"
 )
+_POINT_COLUMNS = (
+    "geometry, COALESCE(channels_1, 0), COALESCE(channels_2, 0), latency_ms, COALESCE(network, -1), "
+    "estimator = 'in_place', status = 'unstable'"
+)
+_INSERT_LAYER = (
+    "INSERT INTO layers (id, run, geometry, channels_1, channels_2, estimator, network, layer_name, "
+    "latency_ms, low_ms, high_ms, status, blocks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SAMPLES = {
+    "layers": "SELECT samples FROM layer_samples WHERE layer = ?",
+    "networks": "SELECT samples FROM networks WHERE id = ?",
+}
 _NETWORK_COLUMNS = "id, signature, model, widths, role, latency_ms, low_ms, high_ms, status, blocks, run"
+
+
+Point = tuple[Any, ...]
+"""channels (0 for an axis it lacks) twice, latency_ms, network (-1 for none), in place, unstable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +134,17 @@ def insert_layers(db: sqlite3.Connection, run: int, items: Sequence[LayerItem], 
     if any(item.estimator is Estimator.WHOLE for item in items):
         raise InvalidSpec("a layer cannot be 'whole': that is a network's; use in_place, single or imported")
     ids = {geometry: _geometry_id(db, geometry) for geometry in {item.spec.geometry for item in items}}
-    db.executemany(
-        "INSERT INTO layers (run, geometry, channels_1, channels_2, estimator, network, layer_name, "
-        "latency_ms, low_ms, high_ms, status, blocks, samples) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                run,
-                ids[item.spec.geometry],
-                *_two(item.spec.channels),
-                Estimator(item.estimator).value,
-                network,
-                item.name,
-                *derived,
-            )
-            for item, derived in zip(items, _derived([item.measurement for item in items]), strict=True)
-        ],
-    )
+    derived = _derived([item.measurement for item in items])
+    # The caller holds the write lock and rows are never deleted, so these ids are nobody else's.
+    (last,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM layers").fetchone()
+    layers, samples = [], []
+    for identifier, (item, (*statistics, text)) in enumerate(zip(items, derived, strict=True), last + 1):
+        geometry, (first, second) = ids[item.spec.geometry], _two(item.spec.channels)
+        estimator = Estimator(item.estimator).value
+        layers.append((identifier, run, geometry, first, second, estimator, network, item.name, *statistics))
+        samples.append((identifier, text))
+    db.executemany(_INSERT_LAYER, layers)
+    db.executemany("INSERT INTO layer_samples (layer, samples) VALUES (?, ?)", samples)
 
 
 def _two(channels: tuple[int, ...]) -> tuple[int | None, int | None]:
@@ -143,16 +158,14 @@ def _derived(measurements: Sequence[Measurement]) -> list[tuple[float, float, fl
         if not (0 < s.low_ms <= s.high_ms < math.inf and 0 < s.latency_ms < math.inf):
             raise InvalidSpec(f"latency must be a positive number of milliseconds, got {s.latency_ms}")
         pairs = [[float(block.latency_ms), float(block.reference_ms)] for block in measurement.blocks]
-        samples = json.dumps(pairs, separators=(",", ":"))
-        rows.append((s.latency_ms, s.low_ms, s.high_ms, s.status.value, s.blocks, samples))
+        rows.append((s.latency_ms, s.low_ms, s.high_ms, s.status.value, s.blocks, _encode(pairs)))
     return rows
 
 
 def _geometry_id(db: sqlite3.Connection, geometry: Geometry) -> int:
     key = geometry.key
-    db.execute("INSERT INTO geometries (key) VALUES (?) ON CONFLICT (key) DO NOTHING", (key,))
-    (identifier,) = db.execute("SELECT id FROM geometries WHERE key = ?", (key,)).fetchone()
-    return int(identifier)
+    row = db.execute("SELECT id FROM geometries WHERE key = ?", (key,)).fetchone()
+    return int(row[0]) if row else _new_id(db.execute("INSERT INTO geometries (key) VALUES (?)", (key,)))
 
 
 def _new_id(cursor: sqlite3.Cursor) -> int:
@@ -190,9 +203,9 @@ def parse_samples(text: Any, quiet_reference_ms: float, where: str) -> Measureme
 
 def select_samples(db: sqlite3.Connection, table: str, identifier: int, quiet_reference_ms: float) -> Measurement:
     """The raw blocks of one row of ``layers`` or ``networks``."""
-    row = db.execute(f"SELECT samples FROM {table} WHERE id = ?", (identifier,)).fetchone()
+    row = db.execute(_SAMPLES[table], (identifier,)).fetchone()
     if row is None:
-        raise InvalidTable(f"there is no row {identifier} in {table}; the record is of another table")
+        raise BadRow(f"{table} row {identifier} has no samples")
     return parse_samples(row[0], quiet_reference_ms, f"{table} row {identifier}")
 
 
@@ -207,21 +220,49 @@ def select_geometries(db: sqlite3.Connection) -> dict[int, Geometry]:
     return geometries
 
 
-def select_layers(db: sqlite3.Connection, condition: str = "", values: Sequence[object] = ()) -> Iterator[LayerRecord]:
-    """Layer records in the order of their ids; ``condition`` is SQL of this package's own making."""
+def select_layers(db: sqlite3.Connection, only: Collection[Geometry] | None = None) -> Iterator[LayerRecord]:
+    """Layer records in the order of their ids: of all geometries, or ``only`` of some."""
     geometries = select_geometries(db)
-    for row in db.execute(f"SELECT {_LAYER_COLUMNS} FROM layers {condition} ORDER BY id", values):
-        identifier, geometry, first, second, estimator, *derived, network, name, run = row
-        where = f"layers row {identifier}"
-        if geometry not in geometries or estimator not in _ESTIMATORS:
-            raise BadRow(f"{where}: unknown geometry {geometry!r} or estimator {estimator!r}")
+    for row in db.execute(f"SELECT {_LAYER_COLUMNS} FROM layers {_among(geometries, only)} ORDER BY id"):
+        yield layer_record(row, geometries)
+
+
+def select_points(db: sqlite3.Connection, only: Collection[Geometry] | None = None) -> dict[Geometry, list[Point]]:
+    """What a latency surface needs of each layer, unchecked, by geometry; a quarter of the cost of records."""
+    geometries = select_geometries(db)
+    points: dict[Geometry, list[Point]] = {}
+    lists: dict[Any, list[Point]] = {key: points.setdefault(geometry, []) for key, geometry in geometries.items()}
+    for key, *point in db.execute(f"SELECT {_POINT_COLUMNS} FROM layers {_among(geometries, only)} ORDER BY id"):
+        if key not in lists:
+            raise BadRow(f"a layer has an unknown geometry {key!r}")
+        lists[key].append(tuple(point))
+    return points
+
+
+def _among(geometries: Mapping[int, Geometry], only: Collection[Geometry] | None) -> str:
+    if only is None:
+        return ""
+    wanted = set(only)
+    ids = (str(int(identifier)) for identifier, geometry in geometries.items() if geometry in wanted)
+    return f"WHERE geometry IN ({','.join(ids)})"
+
+
+def layer_record(row: Sequence[Any], geometries: Mapping[int, Geometry]) -> LayerRecord:
+    """The record in a row of ``layers``.
+
+    Raises:
+        BadRow: it is none.
+    """
+    identifier, geometry, first, second, estimator, latency, low, high, status, blocks, network, name, run = row
+    try:
         channels = (first, second) if second is not None else () if first is None else (first,)
-        try:
-            spec = LayerSpec(geometries[geometry], channels)
-        except (TypeError, ValueError) as error:
-            raise BadRow(f"{where}: {error}") from error
-        numbers = _statistics(derived, where)
-        yield LayerRecord(identifier, spec, _ESTIMATORS[estimator], *numbers, network, name, run)
+        spec = LayerSpec(geometries[geometry], channels)
+        if 0 < latency < math.inf and 0 < low <= high < math.inf and blocks > 0:
+            how, doubt = _ESTIMATORS[estimator], _STATUSES[status]
+            return LayerRecord(identifier, spec, how, latency, low, high, doubt, blocks, network, name, run)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise BadRow(f"layers row {identifier}: {tuple(row[1:])} is no measurement")
 
 
 def select_networks(

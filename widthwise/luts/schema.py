@@ -26,7 +26,7 @@ BUSY_SECONDS = 30
 # Schema history, newest last. A change adds a version here, the SQL that leads to it at the end of
 # _MIGRATIONS, and the same change to _TABLES.
 #
-#   1   facts, runs, geometries, networks, layers
+#   1   facts, runs, geometries, networks, layers, layer_samples
 _MIGRATIONS: tuple[str, ...] = ()
 """The i-th script turns version i + 1 into version i + 2."""
 
@@ -34,7 +34,8 @@ SCHEMA_VERSION = 1 + len(_MIGRATIONS)
 """The version this code writes (``PRAGMA user_version``)."""
 
 # latency_ms, low_ms, high_ms, status and blocks are derived from samples (JSON [[latency_ms, reference_ms], ...])
-# and facts.quiet_reference_ms; they stand beside them for whoever reads the file with SQL.
+# and facts.quiet_reference_ms; they stand beside them for whoever reads the file with SQL. The samples of layers
+# have a table of their own because they are nine tenths of the file and a predictor reads all but them.
 _TABLES = """
 CREATE TABLE facts (
     section TEXT NOT NULL CHECK (section IN ('target', 'fingerprint', 'table')),
@@ -83,21 +84,25 @@ CREATE TABLE layers (
     low_ms     REAL NOT NULL CHECK (low_ms > 0),
     high_ms    REAL NOT NULL CHECK (high_ms >= low_ms),
     status     TEXT NOT NULL CHECK (status IN ('stable', 'unstable')),
-    blocks     INTEGER NOT NULL CHECK (blocks > 0),
-    samples    TEXT NOT NULL
+    blocks     INTEGER NOT NULL CHECK (blocks > 0)
+);
+CREATE TABLE layer_samples (
+    layer   INTEGER PRIMARY KEY REFERENCES layers (id),
+    samples TEXT NOT NULL
 );
 CREATE INDEX layers_by_geometry ON layers (geometry);
 CREATE INDEX layers_by_network ON layers (network);
 """
 
+_DERIVED = {"latency_ms", "low_ms", "high_ms", "status", "blocks"}
 _COLUMNS = {
     "facts": {"section", "name", "value"},
     "runs": {"id", "uuid", "purpose", "started_utc", "last_utc", "versions", "info"},
     "geometries": {"id", "key"},
-    "networks": {"id", "run", "signature", "model", "widths", "role"},
-    "layers": {"id", "run", "geometry", "channels_1", "channels_2", "estimator", "network", "layer_name"},
+    "networks": {"id", "run", "signature", "model", "widths", "role", "samples"} | _DERIVED,
+    "layers": {"id", "run", "geometry", "channels_1", "channels_2", "estimator", "network", "layer_name"} | _DERIVED,
+    "layer_samples": {"layer", "samples"},
 }
-_DERIVED = {"latency_ms", "low_ms", "high_ms", "status", "blocks", "samples"}
 
 
 class BadRow(ValueError):
@@ -300,8 +305,7 @@ def _require_tables(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchone():
         raise InvalidTable(f"{path} holds a trigger, which no LUT has; don't use this file")
     for table, columns in _COLUMNS.items():
-        wanted = columns | (_DERIVED if table in ("networks", "layers") else set())
-        missing = wanted - {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        missing = columns - {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         if missing:
             names = ", ".join(sorted(missing))
             raise InvalidTable(f"{path} is damaged: table {table} lacks {names}; restore a copy or profile again")

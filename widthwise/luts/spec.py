@@ -111,7 +111,7 @@ class LayerSpec:
     channels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.channels) > _MAX_AXES or any(c < 1 for c in self.channels):
+        if len(self.channels) > _MAX_AXES or (self.channels and min(self.channels) < 1):
             raise InvalidSpec(f"channels must be at most {_MAX_AXES} positive numbers, got {self.channels}")
 
     def __str__(self) -> str:

@@ -289,12 +289,16 @@ class Lut:
         """
         excluded = set(networks_not)
         with self._reading() as db:
-            found: list[LayerRecord] = []
-            for condition, values in self._selections(db, geometries):
-                found += (r for r in rows.select_layers(db, condition, values) if r.network_id not in excluded)
-        if estimator is not None:
-            found = [record for record in found if record.estimator is estimator]
-        return sorted(found, key=lambda record: record.id)
+            return [
+                record
+                for record in rows.select_layers(db, geometries)
+                if record.network_id not in excluded and (estimator is None or record.estimator is estimator)
+            ]
+
+    def points(self, geometries: Collection[Geometry] | None = None) -> dict[Geometry, list[rows.Point]]:
+        """The unchecked rows :class:`~widthwise.luts.table.LatencyTable` makes its arrays of; use that instead."""
+        with self._reading() as db:
+            return rows.select_points(db, geometries)
 
     def networks(self, signature: str | None = None) -> list[NetworkRecord]:
         """Network records in the order they were stored, of one dense network or of all."""
@@ -342,18 +346,6 @@ class Lut:
             finally:
                 if self._db.in_transaction:  # SQLite has ended it itself after some errors
                     self._db.execute("COMMIT")
-
-    def _selections(
-        self, db: sqlite3.Connection, geometries: Collection[Geometry] | None
-    ) -> list[tuple[str, tuple[object, ...]]]:
-        if geometries is None:
-            return [("", ())]
-        wanted = set(geometries)
-        return [
-            ("WHERE geometry = ?", (identifier,))
-            for identifier, geometry in rows.select_geometries(db).items()
-            if geometry in wanted
-        ]
 
     def _count(self, table: str) -> int:
         with translated(self.path):

@@ -1,0 +1,142 @@
+"""What a predictor reads: for each geometry, the measured points of its latency surface as arrays.
+
+A snapshot in memory, taken from a :class:`~widthwise.luts.store.Lut`; it does not change when the file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widthwise.luts.errors import MissingLayers
+from widthwise.luts.rows import Point
+from widthwise.luts.schema import BadRow, translated
+from widthwise.luts.spec import Geometry
+from widthwise.luts.store import Lut
+
+__all__ = ["LatencyTable", "Surface"]
+
+_NAMED = 5
+"""How many missing geometries a message spells out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surface:
+    """The n measured points of one geometry, in the order they were stored.
+
+    Attributes:
+        geometry: whose points they are.
+        channels: (n, axes), the widths.
+        latency_ms: (n,), median of each measurement.
+        network_id: (n,), the network the layer was timed in, -1 for none.
+        in_place: (n,), whether it was timed inside a network.
+        unstable: (n,), whether its interval is too wide to rely on.
+    """
+
+    geometry: Geometry
+    channels: NDArray[np.int64]
+    latency_ms: NDArray[np.float64]
+    network_id: NDArray[np.int64]
+    in_place: NDArray[np.bool_]
+    unstable: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.latency_ms)
+
+    @property
+    def axes(self) -> int:
+        """How many free widths the geometry has: 0, 1 or 2."""
+        return int(self.channels.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatencyTable:
+    """The surfaces of a table, by geometry.
+
+    Example:
+        >>> with Lut.open("device.lut", readonly=True) as lut:  # doctest: +SKIP
+        ...     table = LatencyTable.load(lut)
+        >>> table.surface(geometry).latency_ms  # doctest: +SKIP
+        array([0.31, 0.29, ...])
+    """
+
+    surfaces: Mapping[Geometry, Surface]
+
+    @classmethod
+    def load(
+        cls, lut: Lut, geometries: Collection[Geometry] | None = None, *, networks_not: Collection[int] = ()
+    ) -> Self:
+        """Read the surfaces of all geometries, or of some.
+
+        Args:
+            lut: the file.
+            geometries: only these; those without a measurement are simply absent (see :meth:`missing`).
+            networks_not: ids of networks whose layers are left out, such as held-out ones.
+
+        Raises:
+            InvalidTable: the file is damaged.
+        """
+        excluded = np.array(sorted(networks_not), dtype=np.int64)
+        with translated(lut.path):
+            surfaces = {g: _surface(g, points, excluded) for g, points in lut.points(geometries).items()}
+        return cls(MappingProxyType({geometry: surface for geometry, surface in surfaces.items() if len(surface)}))
+
+    def missing(self, geometries: Collection[Geometry]) -> list[Geometry]:
+        """Those of ``geometries`` without a single measurement, in the order given."""
+        return [geometry for geometry in geometries if geometry not in self.surfaces]
+
+    def surface(self, geometry: Geometry) -> Surface:
+        """The measured points of ``geometry``.
+
+        Raises:
+            MissingLayers: there is none.
+        """
+        self.require([geometry])
+        return self.surfaces[geometry]
+
+    def require(self, geometries: Collection[Geometry]) -> None:
+        """Do nothing where every geometry has measurements.
+
+        Raises:
+            MissingLayers: naming those that have none.
+        """
+        missing = self.missing(geometries)
+        if missing:
+            names = "; ".join(map(str, missing[:_NAMED])) + (" and more" if len(missing) > _NAMED else "")
+            raise MissingLayers(
+                f"the table has no measurement of {len(missing)} of {len(geometries)} layer shapes ({names}); "
+                "profile this network into it: `widthwise profile MODEL --input … --lut FILE`"
+            )
+
+    def __iter__(self) -> Iterator[Surface]:
+        return iter(self.surfaces.values())
+
+    def __len__(self) -> int:
+        return len(self.surfaces)
+
+
+def _surface(geometry: Geometry, points: Sequence[Point], excluded: NDArray[np.int64]) -> Surface:
+    try:
+        values = np.array(points, dtype=np.float64).reshape(-1, 6)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"a layer of {geometry} is no measurement ({error})") from error
+    values = values[~np.isin(values[:, 3], excluded)]
+    widths, latency_ms = values[:, :2], values[:, 2]
+    axes = int(np.count_nonzero(widths.any(axis=0)))
+    if not (np.isfinite(latency_ms).all() and (latency_ms > 0).all()):
+        raise BadRow(f"a layer of {geometry} has a latency that is no positive number of milliseconds")
+    if not ((widths[:, :axes] > 0).all() and not widths[:, axes:].any()):
+        raise BadRow(f"layers of {geometry} disagree on how many widths it has")
+    return Surface(
+        geometry,
+        channels=widths[:, :axes].astype(np.int64),
+        latency_ms=latency_ms.copy(),
+        network_id=values[:, 3].astype(np.int64),
+        in_place=values[:, 4] != 0,
+        unstable=values[:, 5] != 0,
+    )
