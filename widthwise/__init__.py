@@ -43,7 +43,7 @@ _PLACES = {
     "InfeasibleBudget": "widthwise.luts.errors",
 }
 
-__all__ = sorted([*_PLACES, "__version__"])  # noqa: PLE0605  (built from the table above)
+__all__ = sorted([*_PLACES, "__version__"])
 
 if TYPE_CHECKING:
     from widthwise.api import apply as apply

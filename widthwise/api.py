@@ -114,9 +114,7 @@ def plan(
     with opened(lut) as table:
         predictor = LatencyPredictor.fit(table, network)
         scores = score(model, network, importance)
-        return allocate(
-            predictor, scores, parsed, table, weights=weights_fingerprint(model), time_limit_s=time_limit_s
-        )
+        return allocate(predictor, scores, parsed, table, weights=weights_fingerprint(model), time_limit_s=time_limit_s)
 
 
 def apply(plan: Plan, model: nn.Module, example: Example | None = None) -> nn.Module:
@@ -150,7 +148,9 @@ def opened(table: Table) -> Iterator[Lut]:
         yield table
         return
     if not Path(table).exists():
-        raise InvalidTable(f"no table {os.fspath(table)}; make one with `widthwise profile MODEL --lut {os.fspath(table)}`")
+        raise InvalidTable(
+            f"no table {os.fspath(table)}; make one with `widthwise profile MODEL --lut {os.fspath(table)}`"
+        )
     lut = Lut.open(table, readonly=True)
     try:
         yield lut

@@ -13,7 +13,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="widthwise",
-    help="Make a trained CNN fast enough for a device: profile the device once, ask for a plan that meets N ms, apply it.",
+    help="Make a trained CNN fast enough for a device: profile once, ask for a plan that meets N ms, apply it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Make a trained CNN fast enough for a device."""
 

@@ -39,17 +39,23 @@ __all__ = [
 
 UNMET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory.")]
-Inputs = Annotated[list[str], typer.Option("--input", help="Input shape, such as 1,3,224,224; repeat for several inputs.")]
+Model = Annotated[
+    str, typer.Argument(help="torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory.")
+]
+Inputs = Annotated[
+    list[str], typer.Option("--input", help="Input shape, such as 1,3,224,224; repeat for several inputs.")
+]
 LutPath = Annotated[Path, typer.Option("--lut", help="The device's lookup table.")]
 Weights = Annotated[Path | None, typer.Option("--weights", help=".safetensors, .pt or .pth of the model's state dict.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; everything else on standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; everything else on standard error.")
+]
 
 _P = ParamSpec("_P")
 
 
 def reported(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Turns errors into one line on standard error (with ``--json`` also an object on standard output) and an exit code."""
+    """Turns errors into an exit code and one line on stderr, with ``--json`` also an object on stdout."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -57,7 +63,11 @@ def reported(command: Callable[_P, None]) -> Callable[_P, None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            _fail("interrupted; everything measured so far is kept: run the same command to continue", INTERRUPTED, as_json)
+            _fail(
+                "interrupted; everything measured so far is kept: run the same command to continue",
+                INTERRUPTED,
+                as_json,
+            )
         except BadInput as error:
             _fail(str(error), BAD_INPUT, as_json, error)
         except (Unmet, WidthwiseError) as error:

@@ -34,7 +34,9 @@ def show(file: Table, as_json: Json = False) -> None:
         quiet_ms = lut.quiet_reference_ms
     dense = {name: ms for name, role, ms, _ in networks if role == "dense"}
     if as_json:
-        emit({**summary, "target": target, "fingerprint": fingerprint, "quiet_reference_ms": quiet_ms, "dense_ms": dense})
+        emit(
+            {**summary, "target": target, "fingerprint": fingerprint, "quiet_reference_ms": quiet_ms, "dense_ms": dense}
+        )
         return
     rows = [(name, str(value)) for name, value in {**target, **fingerprint, **summary}.items()]
     rows += [(f"dense {name}", f"{ms:.4g} ms") for name, ms in dense.items()]

@@ -96,7 +96,9 @@ def verify(
 
     loaded = Plan.read(plan)
     if model is None and not is_trusted(loaded.model):
-        raise BadInput(f"{plan} is for {loaded.model}, which is no library model; name it: widthwise verify {plan} MODEL")
+        raise BadInput(
+            f"{plan} is for {loaded.model}, which is no library model; name it: widthwise verify {plan} MODEL"
+        )
     dense = open_model(model or loaded.model, None)
     example = examples_of(loaded)
     network = traced_for(loaded, dense, example)
@@ -125,4 +127,6 @@ def device(threads: Threads = 1, as_json: Json = False) -> None:
         return
     show(facts("device", [(name, str(value)) for name, value in fingerprint().items()]))
     rows = [(hazard.what, hazard.found, hazard.remedy) for hazard in found]
-    show(rows_table("what makes timing unreliable here", ("what", "found", "remedy"), rows) if rows else "fit for timing")
+    show(
+        rows_table("what makes timing unreliable here", ("what", "found", "remedy"), rows) if rows else "fit for timing"
+    )

@@ -121,7 +121,9 @@ def apply(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the narrow model.")],
     weights: Weights = None,
     method: Annotated[str, typer.Option("--method", help="l1.")] = "l1",
-    data: Annotated[str | None, typer.Option("--data", help="digits, fashion-mnist[:PATH], cifar10-jpeg:PATH, …")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="digits, fashion-mnist[:PATH], cifar10-jpeg:PATH, …")
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs of retraining, with --data.")] = 0,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of retraining.")] = 0.01,
     as_json: Json = False,
@@ -144,7 +146,9 @@ def apply(
     artifact.require_writable(output)
     run = FilterPruning(open_model(model, weights), loaded)
     if run.rescored:
-        note("widthwise: the plan was made from other weights; channels were ranked anew by these, at the plan's widths")
+        note(
+            "widthwise: the plan was made from other weights; channels were ranked anew by these, at the plan's widths"
+        )
     small = run.finish()
     answer: dict[str, Any] = {"output": str(output), "difference": run.difference}
     if data is not None:

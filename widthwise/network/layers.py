@@ -26,11 +26,59 @@ from widthwise.network.widths import Affine, Widths
 __all__ = ["Channels", "Flow", "Layer", "is_layer", "kind_of"]
 
 _PASSING_FUNCTIONS = frozenset(
-    "add iadd add_ sub isub mul imul mul_ truediv div relu relu_ relu6 hardtanh hardtanh_ hardswish hardsigmoid sigmoid "
-    "silu gelu elu leaky_relu tanh mish softplus dropout dropout_ dropout2d feature_dropout max_pool1d max_pool2d "
-    "max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool2d interpolate mean clone contiguous float stochastic_depth boolean_dispatch clamp abs neg "
-    "identity detach".split()
+    {
+        "add",
+        "iadd",
+        "add_",
+        "sub",
+        "isub",
+        "mul",
+        "imul",
+        "mul_",
+        "truediv",
+        "div",
+        "relu",
+        "relu_",
+        "relu6",
+        "hardtanh",
+        "hardtanh_",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "elu",
+        "leaky_relu",
+        "tanh",
+        "mish",
+        "softplus",
+        "dropout",
+        "dropout_",
+        "dropout2d",
+        "feature_dropout",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool2d",
+        "interpolate",
+        "mean",
+        "clone",
+        "contiguous",
+        "float",
+        "stochastic_depth",
+        "boolean_dispatch",
+        "clamp",
+        "abs",
+        "neg",
+        "identity",
+        "detach",
+    }
 )
 """Functions that keep channels apart and in order."""
 
@@ -156,9 +204,7 @@ class Flow:
             and not any(True for _ in module.parameters())
         )
 
-    def _through_narrowable(
-        self, node: fx.Node, path: str, module: nn.Module, shape: tuple[int, ...]
-    ) -> Channels:
+    def _through_narrowable(self, node: fx.Node, path: str, module: nn.Module, shape: tuple[int, ...]) -> Channels:
         axis = len(shape) - 1 if isinstance(module, nn.Linear) else 1
         arriving = self._labels(node.all_input_nodes[0], axis)
         expected = self._coupling.free(self._coupling.inputs.get(path, self._coupling.outputs[path]))
@@ -275,8 +321,8 @@ class Flow:
         return tuple(FREE if axis == found.axis else size for axis, size in enumerate(shape))
 
 
-def _fixed(shape: tuple[int, ...]) -> Channels | None:
-    return Channels(1, np.full(shape[1], FIXED, dtype=np.int64)) if len(shape) >= 2 else None
+def _fixed(shape: tuple[int, ...]) -> Channels:
+    return Channels(1, np.full(shape[1] if len(shape) >= 2 else 0, FIXED, dtype=np.int64))
 
 
 def _shapes(node: fx.Node) -> list[tuple[int, ...]]:

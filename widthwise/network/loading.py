@@ -174,7 +174,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
         options["init_weights"] = False  # their initialisation takes seconds and is only for training
     if name.startswith(("fcn", "deeplab", "lraspp", "fasterrcnn", "retinanet", "ssd", "maskrcnn", "keypointrcnn")):
         options["weights_backbone"] = None
-    return lambda: models.get_model(name, **options)  # type: ignore[no-any-return]
+    return lambda: models.get_model(name, **options)
 
 
 def _timm(name: str) -> Callable[[], nn.Module]:
@@ -185,7 +185,7 @@ def _timm(name: str) -> Callable[[], nn.Module]:
     known = timm.list_models()
     if name.split(".")[0] not in known:
         raise InvalidModel(f"timm has no model {name!r}{_nearest(name, known)}")
-    return lambda: timm.create_model(name, pretrained=False)  # type: ignore[no-any-return]
+    return lambda: timm.create_model(name, pretrained=False)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -20,7 +20,7 @@ from widthwise.luts.errors import InvalidModel, VerificationFailed
 from widthwise.network.groups import FIXED, NARROWABLE, Coupling, Labels, is_depthwise
 from widthwise.network.network import Network, trace_runnable
 
-__all__ = ["Kept", "ModuleShape", "TOLERANCE", "leading", "narrow", "resize", "shapes_of", "silenced_difference"]
+__all__ = ["TOLERANCE", "Kept", "ModuleShape", "leading", "narrow", "resize", "shapes_of", "silenced_difference"]
 
 Kept = Mapping[str, Sequence[int]]
 """Channels each group keeps, ascending; groups not named keep all."""
@@ -76,7 +76,8 @@ def shapes_of(model: nn.Module) -> dict[str, ModuleShape]:
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             shapes[path] = (module.in_channels, module.out_channels)
         elif isinstance(module, NARROWABLE):
-            shapes[path] = (module.num_features, module.num_features)
+            features = int(str(module.num_features))
+            shapes[path] = (features, features)
     return shapes
 
 

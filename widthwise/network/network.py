@@ -51,9 +51,7 @@ class Network:
     tensors: tuple[tuple[Affine, ...], ...] = field(repr=False)
 
     @classmethod
-    def trace(
-        cls, model: nn.Module, example: torch.Tensor | Sequence[torch.Tensor], *, name: str = ""
-    ) -> Network:
+    def trace(cls, model: nn.Module, example: torch.Tensor | Sequence[torch.Tensor], *, name: str = "") -> Network:
         """The network of a model, traced in eval mode; the model itself is left as it is.
 
         Args:
@@ -191,5 +189,3 @@ def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], error: Exception) 
         f"{name} can't be traced on input {shapes}: {reason}. widthwise needs a CNN that runs in eval mode on this "
         "input shape and whose control flow doesn't depend on the data"
     )
-
-

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Affine", "Widths", "grid"]
+__all__ = ["Affine", "Widths", "columns", "grid"]
 
 Widths = Mapping[str, int]
 """Channels kept by each group, by group name."""
@@ -73,7 +73,7 @@ def grid(size: int, step: int, *, minimum: int, most: int) -> tuple[int, ...]:
     stride = step
     while -(-size // stride) > most:
         stride += step
-    return tuple(width for width in range(stride, size, stride) if width >= minimum) + (size,)
+    return (*(width for width in range(stride, size, stride) if width >= minimum), size)
 
 
 def columns(widths: Iterable[Widths], groups: Iterable[str]) -> dict[str, npt.NDArray[np.int64]]:

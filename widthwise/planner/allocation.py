@@ -62,13 +62,18 @@ def allocate(
     answer = solve(problem, time_limit_s=time_limit_s, relative_gap=RELATIVE_GAP)
     notes: list[str] = []
     if dense_ms <= budget_ms:
-        widths, certificate = network.dense, Certificate(status="unchanged", objective=0.0, bound=0.0, gap=0.0, seconds=0.0)
+        widths, certificate = (
+            network.dense,
+            Certificate(status="unchanged", objective=0.0, bound=0.0, gap=0.0, seconds=0.0),
+        )
         notes.append(f"the dense network already meets the budget ({dense_ms:.3g} ms): every channel is kept")
     else:
         widths, certificate = _require_feasible(answer, network, budget_ms, dense_ms)
     prediction = predictor.predict(widths)
     if prediction.extrapolated:
-        notes.append(f"extrapolated for {len(prediction.extrapolated)} layers, the first {prediction.extrapolated[0]!r}")
+        notes.append(
+            f"extrapolated for {len(prediction.extrapolated)} layers, the first {prediction.extrapolated[0]!r}"
+        )
     notes += prediction.notes
     return Plan(
         widthwise=__version__,
@@ -93,9 +98,7 @@ def allocate(
     )
 
 
-def build_problem(
-    predictor: LatencyPredictor, importance: Importance, budget_ms: float, options: _Options
-) -> Problem:
+def build_problem(predictor: LatencyPredictor, importance: Importance, budget_ms: float, options: _Options) -> Problem:
     """The allocation problem of a network; its latencies are :meth:`LatencyPredictor.predict`'s to rounding."""
     tables = _Tables(predictor, options)
     for layer in predictor.network.layers:

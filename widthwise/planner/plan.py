@@ -16,7 +16,7 @@ from widthwise.luts.errors import BadInput, InvalidPlan
 __all__ = ["Budget", "Certificate", "Plan", "TableReference"]
 
 SCHEMA_VERSION = 1
-# 1: first version.
+"""History: 1, first version."""
 
 _MOST_BYTES = 64 * 2**20
 
@@ -95,7 +95,7 @@ class Plan(_Data):
         importance: what the plan retains, 1 for the dense network.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     widthwise: str
     created: str
     model: str
@@ -162,12 +162,16 @@ class Plan(_Data):
                 raise InvalidPlan(f"{path} is larger than any plan; make one with `widthwise plan`")
             data = json.loads(path.read_text())
         except OSError as error:
-            raise InvalidPlan(f"can't read the plan {path}: {error.strerror}; make one with `widthwise plan`") from error
+            raise InvalidPlan(
+                f"can't read the plan {path}: {error.strerror}; make one with `widthwise plan`"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise InvalidPlan(f"{path} is not JSON ({error}); make a plan with `widthwise plan`") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise InvalidPlan(f"{path} has schema version {version}, this widthwise reads up to {SCHEMA_VERSION}: upgrade")
+            raise InvalidPlan(
+                f"{path} has schema version {version}, this widthwise reads up to {SCHEMA_VERSION}: upgrade"
+            )
         try:
             return cls.model_validate(data)
         except ValidationError as error:

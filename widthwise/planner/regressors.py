@@ -69,9 +69,7 @@ class SurfaceRegressor:
         self._fit(points, log_ms, noise)
         self.single_ratio: float | None = None
         if not placed.all():
-            singles, log_single, single_noise = _pooled(
-                samples.channels[~placed], np.log(samples.latency_ms[~placed])
-            )
+            singles, log_single, single_noise = _pooled(samples.channels[~placed], np.log(samples.latency_ms[~placed]))
             shift = float(np.median(self._log_predict(singles)[0] - log_single))
             self.single_ratio = float(np.exp(-shift))
             fresh = ~(singles[:, None, :] == points[None, :, :]).all(-1).any(1)
@@ -99,7 +97,7 @@ class SurfaceRegressor:
     def _fit(self, points: _Channels, log_ms: _Array, noise: _Array) -> None:
         keep = _spread(points, _MOST_POINTS)
         self._points, log_ms, noise = points[keep], log_ms[keep], noise[keep]
-        self._low, self._high = (points.min(0), points.max(0)) if points.shape[1] else (None, None)
+        self._low, self._high = points.min(axis=0), points.max(axis=0)
         latency_ms = np.exp(log_ms)
         self._roofline, _ = nnls(_features(self._points) / latency_ms[:, None], np.ones(len(latency_ms)))
         residual = log_ms - np.log(self._mean(self._points))
@@ -108,7 +106,7 @@ class SurfaceRegressor:
         self._best = _likeliest(self._logs, residual - self._offset, noise)
 
     def _mean(self, channels: _Channels) -> _Array:
-        return np.maximum(_features(channels) @ self._roofline, 1e-9)
+        return np.asarray(np.maximum(_features(channels) @ self._roofline, 1e-9))
 
     def _log_predict(self, channels: _Channels) -> tuple[_Array, _Array]:
         mean = np.log(self._mean(channels)) + self._offset

@@ -29,7 +29,7 @@ from widthwise.profiling.sampler import Draw, WidthSampler, uncovered_specs
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
 
-__all__ = ["Profiler", "ProfileReport", "candidate_for", "open_table", "profile"]
+__all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"]
 
 DEFAULT_TIME_S = 240.0
 _NETWORKS = 80
@@ -251,7 +251,5 @@ def profile(
     """
     runtime = open_runtime(target)
     with closing(open_table(path, runtime)) as lut:
-        profiler = Profiler(
-            model, network, example, runtime=runtime, lut=lut, seed=seed, on_progress=on_progress
-        )
+        profiler = Profiler(model, network, example, runtime=runtime, lut=lut, seed=seed, on_progress=on_progress)
         return profiler.run(time_s=time_s, networks=networks)

@@ -86,9 +86,7 @@ def uncovered_specs(
     return picked[:most]
 
 
-def _grid_points(
-    network: Network, options: Mapping[str, Sequence[int]]
-) -> dict[Geometry, set[tuple[int, ...]]]:
+def _grid_points(network: Network, options: Mapping[str, Sequence[int]]) -> dict[Geometry, set[tuple[int, ...]]]:
     """Per geometry of layers with two widths: every (input, output) the planner may choose."""
     points: dict[Geometry, set[tuple[int, ...]]] = {}
     for layer in network.layers:

@@ -46,9 +46,7 @@ class Target:
             raise InvalidTarget(f"memory format must be one of {', '.join(_LAYOUTS)}, got {self.memory_format!r}")
 
     @classmethod
-    def parse(
-        cls, text: str, *, threads: int = 1, dtype: str = "float32", memory_format: str = "contiguous"
-    ) -> Target:
+    def parse(cls, text: str, *, threads: int = 1, dtype: str = "float32", memory_format: str = "contiguous") -> Target:
         """The target ``RUNTIME:DEVICE``; ``RUNTIME`` alone means its CPU."""
         runtime, _, device = text.partition(":")
         if not runtime:

@@ -12,6 +12,7 @@ from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.planner.predictor import Prediction
 from widthwise.planner.verification import Verification
+from widthwise.profiling.target import Target
 
 __all__ = ["facts", "plan_table", "prediction_table", "rows_table", "show", "verification_table"]
 
@@ -72,7 +73,9 @@ def plan_table(
         rows.append(("parameters", _change(network.parameters(plan.dense), network.parameters(plan.widths))))
     rows.append((f"{plan.criterion} retained", f"{plan.importance:.3f}"))
     certificate = plan.certificate
-    rows.append(("certificate", f"{certificate.status}, gap {certificate.gap:.1g}, solved in {certificate.seconds:.2f} s"))
+    rows.append(
+        ("certificate", f"{certificate.status}, gap {certificate.gap:.1g}, solved in {certificate.seconds:.2f} s")
+    )
     if profile_seconds is not None:
         rows.append(("profiling", f"{profile_seconds:.0f} s"))
     rows += [("note", note) for note in plan.notes]
@@ -123,5 +126,4 @@ def _kept(widths: Mapping[str, int], dense: Mapping[str, int]) -> str:
 
 
 def _target(plan: Plan) -> str:
-    target = plan.table.target
-    return f"{target['runtime']}:{target['device']}, {target['threads']} thread(s), {target['dtype']}; {plan.table.device}"
+    return f"{Target.from_dict(dict(plan.table.target))}; {plan.table.device}"

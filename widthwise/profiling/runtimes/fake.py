@@ -28,10 +28,10 @@ _REFERENCE = LayerSpec(
         "conv2d",
         ((1, 0, 28, 28),),
         ((1, 0, 28, 28),),
-        (("bias", False), ("dilation", (1, 1)), ("groups", 1), ("kernel", (3, 3)), ("padding", (1, 1)), ("stride", (1, 1))),
+        (("groups", 1), ("kernel", (3, 3)), ("padding", (1, 1)), ("stride", (1, 1))),
     ),
     (32, 32),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -49,8 +50,7 @@ class TorchRuntime(Runtime):
         return torch.channels_last if self.target.memory_format == "channels_last" else torch.contiguous_format
 
     def versions(self) -> dict[str, str]:
-        mkldnn = torch.backends.mkldnn.is_available()
-        return {"torch": torch.__version__, "onednn": str(mkldnn)}
+        return {"torch": torch.__version__}
 
     def reference(self) -> Session:
         shape = (1, FREE, _REFERENCE_SIZE, _REFERENCE_SIZE)
@@ -71,7 +71,7 @@ class TorchRuntime(Runtime):
 
     def _deploy(self, model: nn.Module) -> nn.Module:
         model = model.eval().to(self._dtype)
-        return model.to(memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
+        return model.to(memory_format=self._memory_format)
 
     def _input(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_floating_point():
@@ -103,7 +103,7 @@ class _EagerNetwork(_EagerLayer, NetworkSession):
         with torch.inference_mode():
             stamps.append(time.perf_counter_ns())
             self._stamped(*self._inputs)
-        return [(after - before) * 1e-9 for before, after in zip(stamps, stamps[1:], strict=False)]
+        return [(after - before) * 1e-9 for before, after in pairwise(stamps)]
 
 
 def _with_stamps(graph: fx.GraphModule, network: Network, stamps: list[int]) -> fx.GraphModule:
@@ -152,7 +152,7 @@ def build_layer(spec: LayerSpec) -> tuple[nn.Module, list[torch.Tensor]]:
     if geometry.kind in _CONVOLUTIONS:
         return _convolution(spec), inputs
     if geometry.kind == "linear":
-        return nn.Linear(*spec.channels, bias=bool(geometry.option("bias"))), inputs
+        return nn.Linear(spec.channels[0], spec.channels[1], bias=bool(geometry.option("bias"))), inputs
     if geometry.kind == "batch_norm2d":
         return nn.BatchNorm2d(spec.channels[0]), inputs
     if geometry.kind in _MODULES:
