@@ -109,8 +109,10 @@ def couple(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Coupling:
             coupling.outputs[name] = np.full(outs, FIXED, dtype=np.int64)
             if not isinstance(module, _NORMS):
                 coupling.inputs[name] = np.full(ins, FIXED, dtype=np.int64)
-    for members in graph_groups:
-        _add_group(coupling, members, names)
+    order = {name: position for position, name in enumerate(names.values())}
+    named = [(_producers(members, names, order), members) for members in graph_groups]
+    for producers, members in sorted(named, key=lambda item: order[item[0][0]]):
+        _add_group(coupling, producers, members, names)
     return coupling
 
 
@@ -159,18 +161,17 @@ def _members(graph: object, group: object) -> Iterator[_Member]:
         )
 
 
-def _add_group(coupling: Coupling, members: list[_Member], names: dict[nn.Module, str]) -> None:
+def _producers(members: list[_Member], names: dict[nn.Module, str], order: dict[str, int]) -> list[str]:
+    """Layers that make a group's channels, in the order of the model; its root where there is none."""
+    filters = (*_CONVOLUTIONS, nn.Linear)
+    makers = [m.module for m in members if m.is_output and isinstance(m.module, filters) and not is_depthwise(m.module)]
+    return sorted({names[module] for module in makers or [members[0].module]}, key=lambda name: order[name])
+
+
+def _add_group(coupling: Coupling, producers: list[str], members: list[_Member], names: dict[nn.Module, str]) -> None:
     """Number a group's channels by its root's and write them on every member dimension."""
     index = len(coupling.groups)
-    size = len(members[0].roots)
-    producers = tuple(
-        dict.fromkeys(
-            names[m.module]
-            for m in members
-            if m.is_output and isinstance(m.module, (*_CONVOLUTIONS, nn.Linear)) and not is_depthwise(m.module)
-        )
-    )
-    coupling.groups.append(Group(names[members[0].module], size, producers))
+    coupling.groups.append(Group(producers[0], len(members[0].roots), tuple(producers)))
     for member in members:
         if member.is_operation:
             continue

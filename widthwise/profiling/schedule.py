@@ -85,6 +85,7 @@ class Schedule:
 
     def warm_up(self) -> float:
         """Runs the reference until it is flat; its quiet latency in ms (a low quantile of what was seen)."""
+        gc.collect()  # once: a collection takes a fifth of a second with torch loaded
         with _no_garbage_collection():
             seen: list[float] = []
             for _ in range(_WARM_UP_ROUNDS):
@@ -160,7 +161,6 @@ def _wants_more(timing: Timing, pace: Pace) -> bool:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

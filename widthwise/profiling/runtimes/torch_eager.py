@@ -6,6 +6,7 @@ costs about a tenth of a microsecond, so the layers sum to the network without a
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -70,8 +71,9 @@ class TorchRuntime(Runtime):
         return _EagerLayer(self._deploy(operation), [self._input(tensor) for tensor in inputs])
 
     def _deploy(self, model: nn.Module) -> nn.Module:
-        model = model.eval().to(self._dtype)
-        return model.to(memory_format=self._memory_format)
+        if self._dtype is not torch.float32 or self._memory_format is not torch.contiguous_format:
+            model = copy.deepcopy(model)  # converting happens in place, and the model may share its weights
+        return model.eval().to(self._dtype).to(memory_format=self._memory_format)
 
     def _input(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_floating_point():

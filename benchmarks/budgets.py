@@ -1,0 +1,101 @@
+"""Does a plan deliver the latency it was asked for? ``python -m benchmarks.budgets [NETWORK …] [--time 240]``
+
+Each network is profiled in a process of its own (for its peak memory), planned at 80, 60 and 40 % of its dense
+latency, applied, and measured in one interleaved run with the dense model. First shot: no re-planning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import caption, keep
+
+NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
+BUDGETS = ("80%", "60%", "40%")
+
+
+def run(network: str, time_s: float, results: multiprocessing.SimpleQueue[str]) -> None:
+    """Profiles one network and delivers all budgets."""
+    import torch
+
+    import widthwise as ww
+    from widthwise.network.loading import load_model
+
+    torch.set_num_threads(1)
+    name = f"torchvision:{network}"
+    model = load_model(name)
+    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with ww.profile(model, example, path=Path(folder) / "device.lut", time_s=time_s, name=name) as lut:
+            profile_seconds = time.perf_counter() - start
+            for budget in BUDGETS:
+                plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
+                small = ww.apply(plan, model, example)
+                found = ww.verify(plan, small, example, lut=lut, dense=model)
+                rows.append(
+                    {
+                        "network": network,
+                        "budget": budget,
+                        "dense_ms": plan.dense_ms,
+                        "dense_again_ms": found.dense_ms,
+                        "budget_ms": plan.budget_ms,
+                        "predicted_ms": plan.predicted_ms,
+                        "interval_ms": plan.interval_ms,
+                        "measured_ms": found.measured_ms,
+                        "measured_interval_ms": found.measured_interval_ms,
+                        "measured_to_budget": found.measured_ms / plan.budget_ms,
+                        "gap": plan.gap,
+                        "solve_seconds": plan.certificate.seconds,
+                        "importance": plan.importance,
+                        "networks": plan.table.networks,
+                        "profile_seconds": profile_seconds,
+                    }
+                )
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    results.put(json.dumps([{**row, "peak_gb": peak_gb} for row in rows]))
+
+
+def main() -> None:
+    """Prints a Markdown table and keeps the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--time", type=float, default=240.0, help="seconds of profiling a network")
+    arguments = parser.parse_args()
+    print("| network | budget | dense ms | budget ms | predicted ms | measured ms | measured ÷ budget | gap | solve s |"
+          " profile s | peak GB |")  # fmt: skip
+    print("|" + "---|" * 11)
+    rows: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    for network in arguments.networks:
+        results: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+        process = context.Process(target=run, args=(network, arguments.time, results))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{network} failed; see above")
+        for row in json.loads(results.get()):
+            rows.append(row)
+            low, high = row["interval_ms"]
+            print(
+                f"| {row['network']} | {row['budget']} | {row['dense_ms']:.1f} | {row['budget_ms']:.1f} "
+                f"| {row['predicted_ms']:.1f} ({low:.1f} to {high:.1f}) | {row['measured_ms']:.1f} "
+                f"| **{row['measured_to_budget']:.3f}** | {row['gap']:.0e} | {row['solve_seconds']:.1f} "
+                f"| {row['profile_seconds']:.0f} | {row['peak_gb']:.2f} |",
+                flush=True,
+            )
+    inside = sum(0.90 <= row["measured_to_budget"] <= 1.05 for row in rows)
+    print(f"\n{inside} of {len(rows)} within 0.90 to 1.05 of the budget. {caption()}")
+    keep("budgets", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from widthwise.luts.errors import InvalidModel
+from widthwise.network.layers import macs
+from widthwise.network.loading import load_model
+from widthwise.network.narrowing import narrow
+from widthwise.network.network import Network
+
+
+def group_of(network: Network, producer: str) -> str:
+    return next(group.name for group in network.groups if producer in group.producers)
+
+
+def test_residual_add_and_depthwise_share_one_group(network: Network) -> None:
+    assert group_of(network, "stem") == group_of(network, "outer")
+    assert network.dense == {"stem": 13, "inner": 17, "left": 7, "right": 11, "mixed": 19}
+
+
+def test_the_output_is_locked_and_says_why(network: Network) -> None:
+    locked = {group.name: group.locked for group in network.groups if group.locked}
+    assert locked == {"head": "it is the network's output"}
+
+
+def test_axes_are_affine_in_the_widths(network: Network) -> None:
+    widths = {"stem": 2, "inner": 3, "left": 5, "right": 7, "mixed": 11}
+    axes = {layer.path: layer.spec(widths).channels for layer in network.layers if layer.geometry.kind != "relu"}
+    assert axes["inner"] == (2, 3)
+    assert axes["depthwise"] == (2,)
+    assert axes["mixed"] == (5 + 7, 11)
+    assert axes["head"] == (11 * 2 * 2, 5)
+
+
+def test_macs_by_hand(network: Network) -> None:
+    widths = {"stem": 2, "inner": 3, "left": 5, "right": 7, "mixed": 11}
+    by_hand = (
+        64 * (27 * 2 + 9 * 2 * 3 + 3 * 2 + 9 * 2 + 2 * 5 + 9 * 2 * 7)  # 8×8 layers
+        + 16 * 9 * 12 * 11  # mixed, 4×4
+        + 44 * 5
+    )
+    assert network.macs(widths) == by_hand
+    assert sum(macs(spec) for spec in network.specs(widths)) == by_hand
+
+
+def test_kinds_are_the_same_for_modules_and_functions() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.relu6, self.swish = nn.ReLU(), nn.ReLU6(), nn.Hardswish()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.relu(self.relu6(self.swish(x))))
+
+    kinds = [layer.geometry.kind for layer in Network.trace(Both(), torch.zeros(1, 3, 4, 4)).layers]
+    assert kinds == ["hardswish", "relu6", "relu", "relu"]
+
+
+def test_signature_ignores_weights_and_name_but_not_structure(branches: nn.Module, example: torch.Tensor) -> None:
+    first = Network.trace(branches, example, name="a").signature
+    torch.manual_seed(5)
+    assert Network.trace(type(branches)(), example, name="b").signature == first
+    assert Network.trace(branches, example.repeat(2, 1, 1, 1)).signature != first
+
+
+def test_tracing_leaves_the_model_as_it_was(branches: nn.Module, example: torch.Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in branches.state_dict().items()}
+    branches.train()
+    Network.trace(branches, example)
+    assert branches.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in branches.state_dict().items())
+
+
+def test_unknown_and_impossible_widths_are_refused(network: Network) -> None:
+    with pytest.raises(InvalidModel, match="no prunable group 'stam'"):
+        network.require_widths({"stam": 3})
+    with pytest.raises(InvalidModel, match="can keep 1 to 13 channels, not 14"):
+        network.require_widths({"stem": 14})
+    assert network.require_widths({"stem": 4}) == network.dense | {"stem": 4}
+
+
+def test_a_wrong_input_shape_is_a_readable_error(branches: nn.Module) -> None:
+    with pytest.raises(InvalidModel, match=r"branches can't be traced on input 1×4×8×8"):
+        Network.trace(branches, torch.zeros(1, 4, 8, 8), name="branches")
+
+
+def test_control_flow_on_data_is_a_readable_error() -> None:
+    class Forked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(InvalidModel, match="control flow doesn't depend on the data"):
+        Network.trace(Forked(), torch.zeros(1, 3, 4, 4))
+
+
+class Shuffled(nn.Module):
+    """Moves channels about, which isn't followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.flip(self.a(x), [1]))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x)))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(self.a(x)))
+
+
+class Softened(nn.Module):
+    """A softmax over channels: removing one changes all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.softmax(self.a(x), 1))
+
+
+class Padded(nn.Module):
+    """An option-A shortcut: zero channels are appended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.c(self.b(x) + shortcut)
+
+
+@pytest.mark.parametrize("factory", [Shuffled, Grouped, Normed, Softened, Padded])
+def test_what_is_not_followed_is_locked_with_a_reason(factory: type[nn.Module]) -> None:
+    network = Network.trace(factory(), torch.zeros(1, 3, 6, 6))
+    touched = [group for group in network.groups if group.name in ("a", "b")]
+    assert touched and all(group.locked for group in touched if group.name == "a")
+    model = factory()
+    narrow(model, network, {group.name: range(1) for group in network.free})(torch.zeros(1, 3, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "googlenet"])
+def test_torchvision_networks_are_wholly_prunable_and_their_algebra_is_exact(name: str) -> None:
+    """Parameters and every layer's shape at random widths, against the model really narrowed."""
+    with torch.device("meta"):
+        model = load_model(f"torchvision:{name}")
+    example = torch.zeros(1, 3, 64, 64, device="meta")
+    network = Network.trace(model, example)
+    assert [group.locked for group in network.groups if group.locked] == ["it is the network's output"]
+    assert network.parameters(network.dense) == sum(p.numel() for p in model.parameters())
+    rng = random.Random(0)
+    kept = {group.name: sorted(rng.sample(range(group.size), rng.randint(2, group.size))) for group in network.free}
+    widths = {group: len(channels) for group, channels in kept.items()}
+    small = narrow(model, network, kept)
+    assert network.parameters(widths) == sum(p.numel() for p in small.parameters())
+    narrowed = Network.trace(small, example)
+    assert narrowed.specs(narrowed.dense) == network.specs(widths)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from widthwise.luts.errors import InvalidTable, TableMismatch
+from widthwise.luts.measurement import Estimator
+from widthwise.luts.records import Role
+from widthwise.luts.store import Lut
+from widthwise.network.network import Network
+from widthwise.profiling.profiler import Profiler, open_table, profile
+from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
+from widthwise.profiling.target import Target
+
+FAKE = Target.parse("fake:cpu")
+
+
+def run(
+    path: Path, model: nn.Module, network: Network, example: torch.Tensor, networks: int, world: World | None = None
+) -> FakeRuntime:
+    runtime = FakeRuntime(FAKE, world)
+    with open_table(path, runtime) as lut:
+        Profiler(model, network, (example,), runtime=runtime, lut=lut).run(time_s=60, networks=networks)
+    return runtime
+
+
+def test_layers_in_place_come_close_to_the_truth(wide_lut: Lut, wide_network: Network) -> None:
+    quiet = World(seed=3)
+    records = wide_lut.layers(estimator=Estimator.IN_PLACE)
+    ratios = np.array([record.latency_ms / staircase_ms(record.spec) for record in records])
+    ratios /= np.median(ratios)  # the quiet reference is known only to its own noise
+    assert np.quantile(np.abs(ratios - 1), 0.9) < 0.02
+    singles = [r.latency_ms / staircase_ms(r.spec) for r in wide_lut.layers(estimator=Estimator.SINGLE)]
+    assert singles and abs(np.median(singles) / quiet.single_factor - 1) < 0.05
+
+
+def test_roles(wide_lut: Lut, wide_network: Network) -> None:
+    records = wide_lut.networks(wide_network.signature)
+    assert [record.role for record in records[:7]] == [
+        Role.DENSE, Role.FIT, Role.FIT, Role.FIT, Role.FIT, Role.HOLDOUT, Role.FIT,
+    ]  # fmt: skip
+    assert records[0].widths == wide_network.dense
+    assert len(records) == 60
+    assert len({tuple(sorted(record.widths.items())) for record in records}) > 55
+
+
+def test_every_layer_of_every_network_is_kept(wide_lut: Lut, wide_network: Network) -> None:
+    records = wide_lut.layers(estimator=Estimator.IN_PLACE)
+    assert len(records) == 60 * len(wide_network.layers)
+    first = [record for record in records if record.network_id == records[0].network_id]
+    assert [(record.layer_name, record.spec) for record in first] == [
+        (layer.name, spec)
+        for layer, spec in zip(wide_network.layers, wide_network.specs(wide_network.dense), strict=True)
+    ]
+
+
+def test_an_interrupted_run_continues_the_same_sequence(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    for networks in (3, 7):
+        run(tmp_path / "twice.lut", wide, wide_network, wide_example, networks)
+    run(tmp_path / "once.lut", wide, wide_network, wide_example, 7)
+    drawn = []
+    for name in ("twice", "once"):
+        with Lut.open(tmp_path / f"{name}.lut", readonly=True) as lut:
+            drawn.append([(dict(r.widths), r.role) for r in lut.networks(wide_network.signature)])
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 7
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    path = tmp_path / "t.lut"
+
+    def stop(share: float, text: str) -> None:
+        if text == "5 networks":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(wide, wide_network, (wide_example,), target=FAKE, path=path, on_progress=stop)
+    with Lut.open(path, readonly=True) as lut:
+        assert len(lut.networks(wide_network.signature)) == 5
+
+
+def test_however_short_the_time_a_table_is_usable(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    report = profile(wide, wide_network, (wide_example,), target=FAKE, path=tmp_path / "t.lut", time_s=0.001)
+    assert report.networks >= 3 and report.dense_ms > 0
+    assert report.layers == report.networks * len(wide_network.layers)
+
+
+def test_measuring_into_a_foreign_table_is_refused(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.lut"
+    profile(wide, wide_network, (wide_example,), target=FAKE, path=path, networks=3)
+    with pytest.raises(TableMismatch) as other_target:
+        profile(wide, wide_network, (wide_example,), target=Target.parse("fake:cpu", threads=2), path=path)
+    assert other_target.value.fields == {"threads": (1, 2)}
+    monkeypatch.setattr("widthwise.profiling.device._cpu_model", lambda: "another CPU")
+    with pytest.raises(TableMismatch) as other_device:
+        profile(wide, wide_network, (wide_example,), target=FAKE, path=path)
+    assert set(other_device.value.fields) == {"cpu"}
+
+
+def test_a_file_that_is_no_table_is_left_alone(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    path = tmp_path / "t.lut"
+    path.write_text("mine")
+    with pytest.raises(InvalidTable):
+        profile(wide, wide_network, (wide_example,), target=FAKE, path=path)
+    assert path.read_text() == "mine"
