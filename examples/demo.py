@@ -75,7 +75,7 @@ def act_two() -> dict[str, object]:
     torch.manual_seed(0)
     model = digits_resnet()
     with progress("training on digits") as on_progress:
-        train(model, data, epochs=8, recipe=Recipe(lr=0.05), on_epoch=lambda r: on_progress((r.epoch + 1) / 8, ""))
+        train(model, data, epochs=8, recipe=Recipe(lr=0.05), on_epoch=lambda r: on_progress(r.epoch / 8, ""))
     dense_accuracy = evaluate(model, data.test).accuracy
     example = torch.randn(1, *data.sample_shape, generator=torch.Generator().manual_seed(0))
     lut, profile_seconds = profiled(model, example, name, OUT / "digits.lut", time_s=30)
@@ -84,7 +84,7 @@ def act_two() -> dict[str, object]:
         small = ww.apply(plan, model, example)
         cut_accuracy = evaluate(small, data.test).accuracy
         with progress("fine-tuning") as on_progress:
-            train(small, data, epochs=8, recipe=Recipe(lr=0.02), on_epoch=lambda r: on_progress((r.epoch + 1) / 8, ""))
+            train(small, data, epochs=8, recipe=Recipe(lr=0.02), on_epoch=lambda r: on_progress(r.epoch / 8, ""))
         verification = ww.verify(plan, small, example, lut=lut, dense=model)
     accuracy = evaluate(small, data.test).accuracy
     rows = [

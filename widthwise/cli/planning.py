@@ -238,6 +238,6 @@ def _retrain(small: nn.Module, plan: Plan, data: str, epochs: int, lr: float) ->
                 loaded,
                 epochs=epochs,
                 recipe=Recipe(lr=lr),
-                on_epoch=lambda report: on_progress((report.epoch + 1) / epochs, f"accuracy {report.accuracy:.2%}"),
+                on_epoch=lambda report: on_progress(report.epoch / epochs, f"accuracy {report.accuracy:.2%}"),
             )
     return {"accuracy_before": before, "accuracy": evaluate(small, loaded.test).accuracy}
