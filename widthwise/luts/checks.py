@@ -98,7 +98,8 @@ def check(lut: Lut) -> list[Finding]:
             try:
                 part(db, lut, findings)
             except (BadRow, InvalidTable, sqlite3.Error) as error:
-                findings.add(Severity.ERROR, "table", str(error), _RESTORE)
+                where = "file" if isinstance(error, sqlite3.Error) else "table"
+                findings.add(Severity.ERROR, where, str(error), _RESTORE)
     return findings.all()
 
 

@@ -170,7 +170,7 @@ def write_csv(file: IO[str], header: Header, contents: Iterable[Item]) -> None:
     facts = {f"target.{name}": _cell(value) for name, value in header.target.items()}
     facts |= {f"fingerprint.{name}": _cell(value) for name, value in header.fingerprint.items()}
     common = facts | {"quiet_reference_ms": header.quiet_reference_ms}
-    writer = csv.DictWriter(file, [*_NEEDED, *_NUMBERS, *_DERIVED, *facts], restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, [*_NEEDED, *_NUMBERS, *_DERIVED, *facts], restval="")
     writer.writeheader()
     network = 0
     for item in contents:
@@ -199,7 +199,7 @@ def _layer_row(item: LayerItem) -> dict[str, Any]:
 
 
 def _statistics(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    return [{name: getattr(summary, name) for name in _DERIVED} for summary in summarise(measurements)]
+    return [{name: getattr(summary, name) for name in ("latency_ms", *_DERIVED)} for summary in summarise(measurements)]
 
 
 def read_csv(file: IO[str], path: Path) -> tuple[Header, Iterator[Item]]:

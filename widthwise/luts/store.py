@@ -345,7 +345,7 @@ class Lut:
                 yield self._db
             finally:
                 if self._db.in_transaction:  # SQLite has ended it itself after some errors
-                    self._db.execute("COMMIT")
+                    self._db.execute("ROLLBACK")  # nothing was written, and on a damaged file a COMMIT fails
 
     def _count(self, table: str) -> int:
         with translated(self.path):
