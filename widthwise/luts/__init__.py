@@ -1,6 +1,8 @@
 """Ground floor: what was measured, as pure data. Nothing here touches hardware, torch or a terminal."""
 
+from widthwise.luts.checks import Finding, Severity, check
 from widthwise.luts.errors import InvalidSpec, InvalidTable, MissingLayers, TableMismatch
+from widthwise.luts.exchange import Merged, export_table, import_table, merge
 from widthwise.luts.measurement import Block, Estimator, Measurement, Status, Summary, summarise
 from widthwise.luts.records import LayerRecord, NetworkKey, NetworkRecord, Role, RunRecord, Scalar, TableSummary
 from widthwise.luts.spec import FREE, Geometry, LayerSpec, Option
@@ -11,6 +13,7 @@ __all__ = [
     "FREE",
     "Block",
     "Estimator",
+    "Finding",
     "Geometry",
     "InvalidSpec",
     "InvalidTable",
@@ -19,6 +22,7 @@ __all__ = [
     "LayerSpec",
     "Lut",
     "Measurement",
+    "Merged",
     "MissingLayers",
     "NetworkKey",
     "NetworkRecord",
@@ -26,10 +30,15 @@ __all__ = [
     "Role",
     "RunRecord",
     "Scalar",
+    "Severity",
     "Status",
     "Summary",
     "Surface",
     "TableMismatch",
     "TableSummary",
+    "check",
+    "export_table",
+    "import_table",
+    "merge",
     "summarise",
 ]

@@ -22,6 +22,8 @@ from widthwise.luts.schema import BadRow
 from widthwise.luts.spec import Geometry, LayerSpec
 
 __all__ = [
+    "TIMED_LAYERS",
+    "TIMED_NETWORKS",
     "LayerItem",
     "Point",
     "dump_facts",
@@ -29,14 +31,17 @@ __all__ = [
     "insert_network",
     "insert_run",
     "layer_record",
+    "network_record",
     "parse_facts",
     "parse_samples",
+    "parse_widths",
     "select_geometries",
     "select_layers",
     "select_networks",
     "select_points",
     "select_runs",
     "select_samples",
+    "select_timed_layers",
     "utc_now",
 ]
 
@@ -48,19 +53,23 @@ _LAYER_COLUMNS = (
     "id, geometry, channels_1, channels_2, estimator, latency_ms, low_ms, high_ms, status, blocks, "
     "network, layer_name, run"
 )
+_NETWORK_COLUMNS = "id, signature, model, widths, role, latency_ms, low_ms, high_ms, status, blocks, run"
 _POINT_COLUMNS = (
     "geometry, COALESCE(channels_1, 0), COALESCE(channels_2, 0), latency_ms, COALESCE(network, -1), "
     "estimator = 'in_place', status = 'unstable'"
 )
+TIMED_NETWORKS = f"SELECT {_NETWORK_COLUMNS}, samples FROM networks"
+"""Every network with its raw samples: the columns :func:`network_record` takes, then the JSON."""
 _INSERT_LAYER = (
     "INSERT INTO layers (id, run, geometry, channels_1, channels_2, estimator, network, layer_name, "
     "latency_ms, low_ms, high_ms, status, blocks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+TIMED_LAYERS = f"SELECT {_LAYER_COLUMNS}, samples FROM layers LEFT JOIN layer_samples ON layer = id"
+"""Every layer with its raw samples: the columns :func:`layer_record` takes, then the JSON."""
 _SAMPLES = {
     "layers": "SELECT samples FROM layer_samples WHERE layer = ?",
     "networks": "SELECT samples FROM networks WHERE id = ?",
 }
-_NETWORK_COLUMNS = "id, signature, model, widths, role, latency_ms, low_ms, high_ms, status, blocks, run"
 
 
 Point = tuple[Any, ...]
@@ -185,6 +194,18 @@ def parse_facts(rows: Collection[tuple[Any, Any]], where: str) -> dict[str, Scal
     return {_text(name, where): _json(value, Scalar, f"{where} {name!r}") for name, value in rows}
 
 
+def parse_widths(text: Any, where: str) -> dict[str, int]:
+    """Group → width from JSON.
+
+    Raises:
+        BadRow: the text is not that.
+    """
+    mapping: dict[str, Any] = _mapping(text, int, where)
+    if any(isinstance(value, bool) or value < 1 for value in mapping.values()):
+        raise BadRow(f"{where}: widths must be positive numbers, got {text[:80]!r}")
+    return mapping
+
+
 def parse_samples(text: Any, quiet_reference_ms: float, where: str) -> Measurement:
     """The measurement behind a row's raw samples.
 
@@ -270,15 +291,34 @@ def select_networks(
 ) -> Iterator[NetworkRecord]:
     """Network records in the order of their ids; ``condition`` is SQL of this package's own making."""
     for row in db.execute(f"SELECT {_NETWORK_COLUMNS} FROM networks {condition} ORDER BY id", values):
-        identifier, signature, model, widths, role, *derived, run = row
-        where = f"networks row {identifier}"
-        try:
-            key = NetworkKey(_text(signature, where), _text(model, where), _ints(widths, where))
-            purpose = Role(role)
-        except ValueError as error:
-            raise BadRow(str(error) if isinstance(error, BadRow) else f"{where}: {error}") from error
-        numbers = _statistics(derived, where)
-        yield NetworkRecord(identifier, key.signature, key.model, key.widths, purpose, *numbers, run)
+        yield network_record(row)
+
+
+def network_record(row: Sequence[Any]) -> NetworkRecord:
+    """The record in a row of ``networks``.
+
+    Raises:
+        BadRow: it is none.
+    """
+    identifier, signature, model, widths, role, latency, low, high, status, blocks, run = row
+    where = f"networks row {identifier}"
+    key = NetworkKey(_text(signature, where) or "?", _text(model, where), parse_widths(widths, where))
+    try:
+        if signature and 0 < latency < math.inf and 0 < low <= high < math.inf and blocks > 0:
+            what, doubt = Role(role), _STATUSES[status]
+            return NetworkRecord(identifier, signature, model, key.widths, what, latency, low, high, doubt, blocks, run)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise BadRow(f"{where}: {tuple(row[1:])} is no measurement")
+
+
+def select_timed_layers(
+    db: sqlite3.Connection, geometries: Mapping[int, Geometry], quiet_reference_ms: float, network: int | None
+) -> Iterator[tuple[LayerRecord, Measurement]]:
+    """Layer records with their raw samples: of one network, or with None those timed on their own."""
+    for *row, samples in db.execute(f"{TIMED_LAYERS} WHERE network IS ? ORDER BY id", (network,)):
+        record = layer_record(row, geometries)
+        yield record, parse_samples(samples, quiet_reference_ms, f"layers row {record.id}")
 
 
 def select_runs(db: sqlite3.Connection) -> Iterator[RunRecord]:
@@ -296,16 +336,6 @@ def select_runs(db: sqlite3.Connection) -> Iterator[RunRecord]:
         yield RunRecord(
             identifier, uid, purpose, started, last, _mapping(versions, str, where), _mapping(info, Scalar, where)
         )
-
-
-def _statistics(derived: Sequence[Any], where: str) -> tuple[float, float, float, Status, int]:
-    latency, low, high, status, blocks = derived
-    try:
-        if 0 < latency < math.inf and 0 < low <= high < math.inf and blocks > 0:
-            return latency, low, high, _STATUSES[status], blocks
-    except (TypeError, KeyError):
-        pass
-    raise BadRow(f"{where}: {latency!r} [{low!r}, {high!r}] ms, {status!r}, {blocks!r} blocks is no measurement")
 
 
 def _text(value: Any, where: str) -> str:
@@ -328,11 +358,4 @@ def _mapping(text: Any, kind: Any, where: str) -> dict[str, Any]:
     mapping: dict[str, Any] = _json(text, dict, where)
     if not all(isinstance(value, kind) for value in mapping.values()):
         raise BadRow(f"{where}: unexpected values in {text[:80]!r}")
-    return mapping
-
-
-def _ints(text: Any, where: str) -> dict[str, int]:
-    mapping = _mapping(text, int, where)
-    if any(isinstance(value, bool) for value in mapping.values()):
-        raise BadRow(f"{where}: widths must be numbers, got {text[:80]!r}")
     return mapping

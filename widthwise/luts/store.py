@@ -147,7 +147,7 @@ class Lut:
         """
         if not 0 < ms < float("inf"):
             raise InvalidTable(f"the quiet reference must be a positive number of milliseconds, got {ms}")
-        with self._writing() as db:
+        with self.writing() as db:
             present = self.quiet_reference_ms
             if present == ms:
                 return
@@ -202,7 +202,7 @@ class Lut:
         now = rows.utc_now()
         versions = {str(name): str(version) for name, version in versions.items()}
         record = RunRecord(0, uuid.uuid4().hex, purpose, now, now, versions, dict(info or {}))
-        with self._writing() as db:
+        with self.writing() as db:
             return rows.insert_run(db, record)
 
     def add_layer(self, run: int, spec: LayerSpec, estimator: Estimator, measurement: Measurement) -> None:
@@ -211,7 +211,7 @@ class Lut:
         Raises:
             InvalidTable: no such run, or the measurement is on another quiet reference than the table.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             self._touch(db, run, [measurement])
             rows.insert_layers(db, run, [rows.LayerItem(spec, estimator, measurement)])
 
@@ -239,14 +239,14 @@ class Lut:
             InvalidTable: no such run, or a measurement is on another quiet reference than the table.
         """
         items = [rows.LayerItem(spec, estimator, timed, name) for name, spec, timed in layers]
-        with self._writing() as db:
+        with self.writing() as db:
             self._touch(db, run, [measurement, *(item.measurement for item in items)])
             identifier = rows.insert_network(db, run, network, role, measurement)
             rows.insert_layers(db, run, items, identifier)
             return identifier
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """One immediate transaction: nobody else writes, and all of it is stored or nothing."""
         with translated(self.path):
             self._db.execute("BEGIN IMMEDIATE")
@@ -288,7 +288,7 @@ class Lut:
             networks_not: ids of networks whose layers are left out, such as held-out ones.
         """
         excluded = set(networks_not)
-        with self._reading() as db:
+        with self.reading() as db:
             return [
                 record
                 for record in rows.select_layers(db, geometries)
@@ -297,30 +297,30 @@ class Lut:
 
     def points(self, geometries: Collection[Geometry] | None = None) -> dict[Geometry, list[rows.Point]]:
         """The unchecked rows :class:`~widthwise.luts.table.LatencyTable` makes its arrays of; use that instead."""
-        with self._reading() as db:
+        with self.reading() as db:
             return rows.select_points(db, geometries)
 
     def networks(self, signature: str | None = None) -> list[NetworkRecord]:
         """Network records in the order they were stored, of one dense network or of all."""
         condition, values = ("", ()) if signature is None else ("WHERE signature = ?", (signature,))
-        with self._reading() as db:
+        with self.reading() as db:
             return list(rows.select_networks(db, condition, values))
 
     def geometries(self) -> dict[Geometry, int]:
         """How many measurements each geometry has."""
-        with self._reading() as db:
+        with self.reading() as db:
             counts = dict(db.execute("SELECT geometry, COUNT(*) FROM layers GROUP BY geometry"))
             return {geometry: counts.get(key, 0) for key, geometry in rows.select_geometries(db).items()}
 
     def runs(self) -> list[RunRecord]:
         """Every session of measuring, oldest first."""
-        with self._reading() as db:
+        with self.reading() as db:
             return list(rows.select_runs(db))
 
     def samples(self, record: LayerRecord | NetworkRecord) -> Measurement:
         """The raw blocks behind a record of this table."""
         table = "layers" if isinstance(record, LayerRecord) else "networks"
-        with self._reading() as db:
+        with self.reading() as db:
             quiet = self.quiet_reference_ms
             if quiet is None:
                 raise InvalidTable(f"{self.path} has no quiet reference; run `widthwise luts check {self.path}`")
@@ -328,7 +328,7 @@ class Lut:
 
     def summary(self) -> TableSummary:
         """Counts of what the table holds."""
-        with self._reading() as db:
+        with self.reading() as db:
             unstable = [
                 db.execute(f"SELECT COUNT(*) FROM {table} WHERE status = ?", (Status.UNSTABLE.value,)).fetchone()[0]
                 for table in ("layers", "networks")
@@ -337,7 +337,7 @@ class Lut:
             return TableSummary(unstable=sum(unstable), seconds=sum(map(_seconds, rows.select_runs(db))), **counts)
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """One snapshot, so that several statements see the same table while others write."""
         with translated(self.path):
             self._db.execute("BEGIN")
@@ -345,7 +345,7 @@ class Lut:
                 yield self._db
             finally:
                 if self._db.in_transaction:  # SQLite has ended it itself after some errors
-                    self._db.execute("COMMIT")
+                    self._db.execute("ROLLBACK")  # nothing was written, and on a damaged file a COMMIT fails
 
     def _count(self, table: str) -> int:
         with translated(self.path):
