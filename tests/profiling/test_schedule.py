@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,6 +101,6 @@ def test_runs_of_candidates_are_interleaved() -> None:
     Schedule(Named("reference")).measure([Named("a"), Named("b")], Pace(blocks=6, most_blocks=6))
     visits = [name for name, before in zip(order[4:], order[3:], strict=False) if name != before]
     assert {"a", "b", "reference"} == set(visits)
-    pairs = list(zip(visits, visits[1:], strict=False))
+    pairs = list(pairwise(visits))
     assert all("reference" in pair for pair in pairs), "every candidate is run between two references"
     assert np.unique([name for name in visits if name != "reference"]).tolist() == ["a", "b"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from widthwise.cli.common import Json, emit, reported
+from widthwise.cli.common import UNMET, Json, emit, reported
 
 __all__ = ["app"]
 
@@ -41,3 +41,101 @@ def show(file: Table, as_json: Json = False) -> None:
     rows = [(name, str(value)) for name, value in {**target, **fingerprint, **summary}.items()]
     rows += [(f"dense {name}", f"{ms:.4g} ms") for name, ms in dense.items()]
     terminal.show(terminal.facts(str(file), rows))
+
+
+@app.command("export")
+@reported
+def export_(
+    file: Table,
+    output: Annotated[Path, typer.Option("-o", "--output", help=".jsonl (everything) or .csv, also with .gz.")],
+    as_json: Json = False,
+) -> None:
+    """Write a table as JSON Lines (everything, raw samples included) or CSV (one row per measurement).
+
+    Example: widthwise luts export device.lut -o device.jsonl
+    """
+    from widthwise.luts.exchange import export_table
+    from widthwise.luts.store import Lut
+
+    with Lut.open(file, readonly=True) as lut:
+        export_table(lut, output)
+    _done({"output": str(output)}, f"written to {output}", as_json)
+
+
+@app.command("import")
+@reported
+def import_(
+    file: Annotated[Path, typer.Argument(help="The table; made where it doesn't exist.")],
+    source: Annotated[Path, typer.Option("--from", help="An exported .jsonl or .csv, also with .gz.")],
+    as_json: Json = False,
+) -> None:
+    """Read an exported table.
+
+    Example: widthwise luts import device.lut --from device.jsonl
+    """
+    from dataclasses import asdict
+
+    from widthwise.luts.exchange import import_table
+
+    added = asdict(import_table(source, file))
+    _done(added, f"{file}: added {added['networks']} networks, {added['layers']} layers", as_json)
+
+
+@app.command()
+@reported
+def merge(
+    file: Annotated[Path, typer.Argument(help="The table that grows.")],
+    others: Annotated[list[Path], typer.Argument(help="Tables of the same target and device.")],
+    as_json: Json = False,
+) -> None:
+    """Copy the measurements of other tables of the same target on the same device.
+
+    Example: widthwise luts merge device.lut yesterday.lut
+    """
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
+    from widthwise.luts.exchange import merge as merge_tables
+    from widthwise.luts.store import Lut
+
+    with ExitStack() as stack:
+        sources = [stack.enter_context(Lut.open(other, readonly=True)) for other in others]
+        into = stack.enter_context(Lut.open(file))
+        added = asdict(merge_tables(into, sources))
+    _done(added, f"{file}: added {added['networks']} networks, {added['layers']} layers", as_json)
+
+
+@app.command()
+@reported
+def check(file: Table, as_json: Json = False) -> None:
+    """Find corruption and impossible values; exits 1 where there is any.
+
+    Example: widthwise luts check device.lut
+    """
+    from dataclasses import asdict
+
+    from widthwise.luts.checks import Severity
+    from widthwise.luts.checks import check as find
+    from widthwise.luts.store import Lut
+    from widthwise.report import terminal
+
+    with Lut.open(file, readonly=True) as lut:
+        findings = find(lut)
+    if as_json:
+        emit({"findings": [asdict(finding) for finding in findings]})
+    elif findings:
+        rows = [(f.severity.value, f.where, f.what, f.next_step) for f in findings]
+        terminal.show(terminal.rows_table(str(file), ("severity", "where", "what", "next step"), rows))
+    else:
+        terminal.show(f"{file}: nothing wrong found")
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise typer.Exit(UNMET)
+
+
+def _done(answer: dict[str, object], text: str, as_json: bool) -> None:
+    from widthwise.report import terminal
+
+    if as_json:
+        emit(answer)
+    else:
+        terminal.show(text)

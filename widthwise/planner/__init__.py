@@ -1,1 +1,1 @@
-
+"""From measurements to plans: prediction, importance, exact allocation, verification."""

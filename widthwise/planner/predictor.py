@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import MissingLayers
-from widthwise.luts.measurement import Status
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
+from widthwise.luts.table import LatencyTable
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
-from widthwise.planner.regressors import Samples, SurfaceRegressor
+from widthwise.planner.regressors import SurfaceRegressor
 
 __all__ = ["Correction", "LatencyPredictor", "Prediction"]
 
@@ -109,15 +109,10 @@ class LatencyPredictor:
         """
         records = lut.networks(network.signature)
         held_out = [record.id for record in records if record.role is Role.HOLDOUT]
-        wanted = {layer.geometry for layer in network.layers}
-        layers = lut.layers(wanted, networks_not=held_out)
-        by_geometry: dict[Geometry, list[tuple[tuple[int, ...], float, bool]]] = {}
-        for record in layers:
-            row = (record.spec.channels, record.latency_ms, record.network_id is not None)
-            by_geometry.setdefault(record.spec.geometry, []).append(row)
-        _require(network, by_geometry, lut)
-        surfaces = {geometry: SurfaceRegressor(_samples(rows)) for geometry, rows in by_geometry.items()}
-        unstable = sum(record.status is Status.UNSTABLE for record in layers)
+        table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}, networks_not=held_out)
+        _require(network, table.surfaces, lut)
+        surfaces = {geometry: SurfaceRegressor(surface) for geometry, surface in table.surfaces.items()}
+        unstable = sum(int(surface.unstable.sum()) for surface in table.surfaces.values())
         return cls(network, surfaces, records, unstable)
 
     @property
@@ -246,11 +241,6 @@ def _point(layer: Layer, widths: Widths) -> npt.NDArray[np.int64]:
 def _channels(layer: Layer, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:
     axes = [axis.evaluate(columns, count) for axis in layer.axes]
     return np.stack(axes, axis=1) if axes else np.zeros((count, 0), dtype=np.int64)
-
-
-def _samples(rows: Sequence[tuple[tuple[int, ...], float, bool]]) -> Samples:
-    channels = np.array([row[0] for row in rows], dtype=np.int64).reshape(len(rows), -1)
-    return Samples(channels, np.array([row[1] for row in rows]), np.array([row[2] for row in rows]))
 
 
 def _require(network: Network, present: Mapping[Geometry, object], lut: Lut) -> None:

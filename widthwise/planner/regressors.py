@@ -16,7 +16,9 @@ import numpy.typing as npt
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import nnls
 
-__all__ = ["Samples", "SurfaceRegressor"]
+from widthwise.luts.table import Surface
+
+__all__ = ["SurfaceRegressor"]
 
 _TILES = (8, 16)
 _LENGTHS = (0.35, 0.8, 2.0)
@@ -35,35 +37,17 @@ _Array = npt.NDArray[np.float64]
 _Channels = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Measurements of one geometry.
-
-    Args:
-        channels: ``(n, axes)``; ``axes`` may be 0 where channels play no role.
-        latency_ms: ``(n,)``, positive.
-        in_place: ``(n,)``, False where the layer was timed alone.
-    """
-
-    channels: _Channels
-    latency_ms: _Array
-    in_place: npt.NDArray[np.bool_]
-
-
 class SurfaceRegressor:
     """Fits one surface; see the module for the model.
 
     Single timings run with warmer caches than in a network; they are scaled by the median ratio between the
     in-place surface and them before they are used to fill gaps.
 
-    Example:
-        >>> c = np.array([[8], [16], [32], [64]])
-        >>> fit = SurfaceRegressor(Samples(c, 0.1 + 0.01 * c[:, 0], np.ones(4, bool)))
-        >>> round(float(fit.predict(np.array([[48]]))[0]), 2)
-        0.58
+    Args:
+        samples: the measured points of one geometry, at least one.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Surface) -> None:
         placed = samples.in_place if samples.in_place.any() else np.ones(len(samples.latency_ms), bool)
         points, log_ms, noise = _pooled(samples.channels[placed], np.log(samples.latency_ms[placed]))
         self._fit(points, log_ms, noise)

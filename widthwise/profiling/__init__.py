@@ -1,1 +1,1 @@
-
+"""The only floor that touches clocks and hardware."""

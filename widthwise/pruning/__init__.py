@@ -1,1 +1,8 @@
+"""Executors: a plan and a model become a narrower, trained model."""
 
+from __future__ import annotations
+
+from widthwise.pruning.executor import Executor
+from widthwise.pruning.filters import FilterPruning
+
+__all__ = ["Executor", "FilterPruning"]

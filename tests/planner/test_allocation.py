@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from widthwise.planner.solver import solve
+
+import widthwise as ww
+from widthwise.luts.errors import BadInput, InfeasibleBudget, InvalidTable
+from widthwise.luts.records import Role
+from widthwise.luts.store import Lut
+from widthwise.network.network import Network
+from widthwise.planner.allocation import build_problem
+from widthwise.planner.importance import score
+from widthwise.planner.predictor import LatencyPredictor
+from widthwise.planner.verification import Verdict
+
+
+@pytest.fixture(scope="module")
+def predictor(wide_table: Path, wide_network: Network) -> LatencyPredictor:
+    with Lut.open(wide_table, readonly=True) as lut:
+        return LatencyPredictor.fit(lut, wide_network)
+
+
+def test_the_problem_prices_every_width_vector_as_the_predictor_does(
+    predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
+) -> None:
+    """Concatenation, residual and mean included; to rounding."""
+    options = wide_network.options()
+    problem = build_problem(predictor, score(wide, wide_network), 1.0, options)
+    rng = random.Random(0)
+    for _ in range(30):
+        widths = {group: rng.choice(choices) for group, choices in options.items()}
+        assert problem.latency_ms(widths) == pytest.approx(predictor.predict(widths).latency_ms, rel=1e-9)
+
+
+def test_flatten_and_depthwise_are_priced_too(tmp_path: Path, branches: nn.Module, example: torch.Tensor) -> None:
+    with ww.profile(branches, example, path=tmp_path / "t.lut", target="fake:cpu", time_s=2) as lut:
+        network = Network.trace(branches, example)
+        predictor = LatencyPredictor.fit(lut, network)
+        options = network.options(step=4)
+        problem = build_problem(predictor, score(branches, network), 1.0, options)
+        widths = {group: choices[0] for group, choices in options.items()}
+        assert problem.latency_ms(widths) == pytest.approx(predictor.predict(widths).latency_ms, rel=1e-9)
+
+
+def test_the_plan_is_the_best_of_all_width_vectors(
+    predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
+) -> None:
+    """Against brute force over a coarse grid."""
+    options = wide_network.options(step=16, most=3)
+    importance = score(wide, wide_network)
+    budget_ms = 0.6 * predictor.dense_ms
+    answer = solve(build_problem(predictor, importance, budget_ms, options))
+    vectors = [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
+    feasible = [v for v, ms in zip(vectors, predictor.predict_many(vectors), strict=True) if ms <= budget_ms]
+    best = max(importance.retained(widths) for widths in feasible)
+    assert importance.retained(answer.widths) == pytest.approx(best, rel=1e-6)
+    assert answer.minimum_ms == pytest.approx(predictor.predict_many(vectors).min(), rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", ["80%", "60%", "40%"])
+def test_plans_meet_their_budget_in_the_fake_world(
+    wide_table: Path, wide: nn.Module, wide_example: torch.Tensor, budget: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "wide.lut"
+    copy.write_bytes(wide_table.read_bytes())
+    plan = ww.plan(wide, wide_example, lut=copy, budget=budget)
+    assert plan.predicted_ms <= plan.budget_ms
+    assert plan.gap <= 1e-4
+    assert plan.interval_ms[0] < plan.predicted_ms < plan.interval_ms[1]
+    found = ww.verify(plan, ww.apply(plan, wide), wide_example, lut=copy, dense=wide)
+    assert 0.9 < found.measured_ms / plan.budget_ms < 1.05
+    with Lut.open(copy, readonly=True) as lut:
+        kept = [record for record in lut.networks(plan.signature) if record.role is Role.VERIFY]
+        assert [dict(record.widths) for record in kept] == [plan.widths]
+
+
+def test_a_budget_the_dense_network_meets_keeps_everything(
+    wide_table: Path, wide: nn.Module, wide_example: torch.Tensor
+) -> None:
+    plan = ww.plan(wide, wide_example, lut=wide_table, budget="110%")
+    assert plan.widths == plan.dense
+    assert plan.certificate.status == "unchanged"
+    assert "already meets the budget" in plan.notes[0]
+
+
+def test_an_unreachable_budget_names_the_least(wide_table: Path, wide: nn.Module, wide_example: torch.Tensor) -> None:
+    with pytest.raises(InfeasibleBudget, match="the least it reaches is") as raised:
+        ww.plan(wide, wide_example, lut=wide_table, budget_ms=1e-4)
+    again = ww.plan(wide, wide_example, lut=wide_table, budget_ms=raised.value.minimum_ms * 1.0001)
+    assert again.predicted_ms <= raised.value.minimum_ms * 1.0001
+
+
+def test_one_budget_is_needed(wide_table: Path, wide: nn.Module, wide_example: torch.Tensor) -> None:
+    with pytest.raises(BadInput, match="give one of budget"):
+        ww.plan(wide, wide_example, lut=wide_table)
+    with pytest.raises(InvalidTable, match="make one with `widthwise profile"):
+        ww.plan(wide, wide_example, lut="nowhere.lut", budget="60%")
+
+
+def test_planning_is_deterministic(wide_table: Path, wide: nn.Module, wide_example: torch.Tensor) -> None:
+    plans = [ww.plan(wide, wide_example, lut=wide_table, budget="50%") for _ in range(2)]
+    assert plans[0].widths == plans[1].widths and plans[0].kept == plans[1].kept
+
+
+def test_verdicts_are_three_valued() -> None:
+    from widthwise.luts.measurement import Block, Measurement
+    from widthwise.planner.verification import judge
+
+    measured = Measurement(tuple(Block(10.0 + 0.1 * k, 1.0) for k in range(-5, 6)), 1.0)
+    assert judge(measured, 12.0)[0] is Verdict.MEETS
+    assert judge(measured, 8.0)[0] is Verdict.MISSES
+    verdict, reason = judge(measured, 10.0)
+    assert verdict is Verdict.UNCLEAR and "verify again on a quieter machine" in reason

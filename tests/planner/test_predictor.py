@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from widthwise.luts.errors import InvalidModel, MissingLayers
+from widthwise.luts.store import Lut
+from widthwise.network.network import Network
+from widthwise.planner.predictor import Correction, LatencyPredictor, choose_correction, conformal_radius
+from widthwise.profiling.runtimes.fake import FakeRuntime, staircase_ms
+
+
+@pytest.fixture(scope="module")
+def predictor(wide_table: Path, wide_network: Network) -> LatencyPredictor:
+    with Lut.open(wide_table, readonly=True) as lut:
+        return LatencyPredictor.fit(lut, wide_network)
+
+
+def random_widths(network: Network, rng: random.Random) -> dict[str, int]:
+    return {group: rng.choice(options) for group, options in network.options().items()}
+
+
+def test_predictions_come_close_to_the_known_truth(
+    predictor: LatencyPredictor, wide_network: Network, fake_runtime: FakeRuntime
+) -> None:
+    """Networks drawn after the table was made, against the fake runtime's truth."""
+    rng = random.Random(99)
+    drawn = [random_widths(wide_network, rng) for _ in range(40)]
+    truth = np.array([fake_runtime.true_ms(wide_network, widths) for widths in drawn])
+    ratio = predictor.predict_many(drawn) / truth
+    ratio /= np.median(ratio)  # the quiet reference is known only to its own noise
+    assert np.abs(ratio - 1).mean() < 0.01
+    assert np.abs(ratio - 1).max() < 0.05
+
+
+def test_the_interval_covers_what_it_says(
+    predictor: LatencyPredictor, wide_network: Network, fake_runtime: FakeRuntime
+) -> None:
+    """Of 200 fresh networks at least 80 % lie in the 90 % interval (12 networks calibrate it: it is coarse)."""
+    rng = random.Random(7)
+    drawn = [random_widths(wide_network, rng) for _ in range(200)]
+    scale = predictor.dense_ms / fake_runtime.true_ms(wide_network, wide_network.dense)
+    inside = 0
+    for widths in drawn:
+        low, high = predictor.predict(widths).interval_ms
+        inside += low <= fake_runtime.true_ms(wide_network, widths) * scale <= high
+    assert inside >= 160
+
+
+def test_one_prediction_equals_many(predictor: LatencyPredictor, wide_network: Network) -> None:
+    rng = random.Random(1)
+    drawn = [random_widths(wide_network, rng) for _ in range(5)]
+    assert predictor.predict_many(drawn) == pytest.approx([predictor.predict(w).latency_ms for w in drawn])
+
+
+def test_the_breakdown_adds_up(predictor: LatencyPredictor, wide_network: Network) -> None:
+    widths = {"conv1": 16, "conv5": 32}
+    total = sum(ms for _, ms in predictor.breakdown(widths)) + predictor.fixed_ms
+    assert total == pytest.approx(predictor.predict(widths).latency_ms)
+
+
+def test_extrapolation_is_named(predictor: LatencyPredictor) -> None:
+    assert predictor.predict({}).extrapolated == ()
+    outside = predictor.predict({"conv5": 1}).extrapolated
+    assert "conv5" in outside and "fc" in outside and "conv1" not in outside
+
+
+def test_impossible_widths_are_refused(predictor: LatencyPredictor) -> None:
+    with pytest.raises(InvalidModel, match="no prunable group 'x'"):
+        predictor.predict({"x": 3})
+
+
+def test_a_table_without_the_layers_names_the_command(wide_lut: Lut) -> None:
+    other = Network.trace(nn.Conv2d(3, 7, 5), torch.zeros(1, 3, 9, 9), name="file.py:other")
+    with pytest.raises(MissingLayers, match=r"widthwise profile file.py:other --input 1,3,9,9 --target fake:cpu --lut"):
+        LatencyPredictor.fit(wide_lut, other)
+
+
+@given(st.floats(0.5, 2.0), st.floats(0.1, 5.0), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_an_affine_correction_is_recovered(scale: float, offset_ms: float, seed: int) -> None:
+    sums = np.random.default_rng(seed).uniform(5, 50, size=40)
+    found = choose_correction(sums, scale * sums + offset_ms)
+    assert found.scale == pytest.approx(scale, rel=1e-6)
+    assert found.offset_ms == pytest.approx(offset_ms, rel=1e-4)
+
+
+def test_what_needs_no_correction_gets_none() -> None:
+    rng = np.random.default_rng(0)
+    sums = rng.uniform(5, 50, size=40)
+    assert choose_correction(sums, sums * np.exp(rng.normal(0, 0.01, 40))) == Correction()
+
+
+def test_two_networks_are_enough_for_a_scale() -> None:
+    assert choose_correction(np.array([10.0, 20.0]), np.array([11.0, 22.0])).scale == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(9, 9), (19, 18), (99, 90), (3, 3)])
+def test_the_conformal_rank(n: int, expected: int) -> None:
+    assert conformal_radius(np.arange(1.0, n + 1), 0.9) == expected
+
+
+def test_the_conformal_guarantee() -> None:
+    """Coverage over many draws of calibration sets is at least 90 %."""
+    rng = np.random.default_rng(0)
+    covered = [abs(rng.normal()) <= conformal_radius(np.abs(rng.normal(size=15)), 0.9) for _ in range(4000)]
+    assert 0.89 <= np.mean(covered) <= 0.96
+
+
+def test_the_fake_world_is_a_staircase(wide_network: Network) -> None:
+    conv = next(layer for layer in wide_network.layers if layer.path == "conv5")
+    at = [staircase_ms(conv.spec(wide_network.dense | {"conv5": width})) for width in (57, 60, 64, 65)]
+    assert at[0] == at[1] == at[2] < at[3]
