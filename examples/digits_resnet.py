@@ -26,15 +26,15 @@ class _Block(nn.Module):
 
 
 def digits_resnet() -> nn.Module:
-    """Three residual stages of 32, 64 and 128 channels for 1×8×8 inputs and 10 classes."""
+    """Three residual stages of 64, 128 and 256 channels for 1×8×8 inputs and 10 classes."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(32),
+        nn.Conv2d(1, 64, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(64),
         nn.ReLU(inplace=True),
-        _Block(32, 32, 1),
-        _Block(32, 64, 2),
+        _Block(64, 64, 1),
         _Block(64, 128, 2),
+        _Block(128, 256, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, 10),
+        nn.Linear(256, 10),
     )

@@ -68,7 +68,7 @@ def changed(**changes: object) -> str:
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "not a valid plan"),
-        (changed(schema_version=9), "has version 9, this widthwise reads up to 1"),
+        (changed(schema_version=9), "has schema version 9, this widthwise reads up to 1"),
         (changed(dense_ms=-1.0), "dense_ms"),
         (changed(dense_ms=float("nan")), "dense_ms"),
         (changed(widths={"a": 4, "b": 5}), "must keep as many channels as its width says"),
@@ -85,7 +85,7 @@ def test_corrupt_plans_say_so(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_places_that_cannot_be_read_or_written(tmp_path: Path) -> None:
-    with pytest.raises(InvalidPlan, match="make a plan with `widthwise plan`"):
+    with pytest.raises(InvalidPlan, match="make one with `widthwise plan`"):
         Plan.read(tmp_path / "none.json")
     with pytest.raises(BadInput, match="give another -o"):
         Plan.model_validate(DATA).write(tmp_path / "no" / "plan.json")

@@ -114,7 +114,7 @@ def test_other_weights_are_ranked_anew_at_the_plans_widths(plan: Plan, wide: nn.
     assert run.rescored
     width = plan.widths["conv2"]
     assert run.finish().conv2.out_channels == width
-    assert float(run.finish().conv2.weight[0].mean()) > 50, "the filter made large is kept, as the first"
+    assert float(run.finish().conv2.weight[0].detach().mean()) > 50, "the filter made large is kept, as the first"
 
 
 def test_a_plan_for_another_model_is_refused(plan: Plan, branches: nn.Module, example: torch.Tensor) -> None:

@@ -164,7 +164,9 @@ def _members(graph: object, group: object) -> Iterator[_Member]:
 def _producers(members: list[_Member], names: dict[nn.Module, str], order: dict[str, int]) -> list[str]:
     """Layers that make a group's channels, in the order of the model; its root where there is none."""
     filters = (*_CONVOLUTIONS, nn.Linear)
-    makers = [m.module for m in members if m.is_output and isinstance(m.module, filters) and not is_depthwise(m.module)]
+    makers: list[nn.Module] = [
+        m.module for m in members if m.is_output and isinstance(m.module, filters) and not is_depthwise(m.module)
+    ]
     return sorted({names[module] for module in makers or [members[0].module]}, key=lambda name: order[name])
 
 

@@ -8,10 +8,12 @@ reason, rather than narrowed to a wrong shape.
 
 from __future__ import annotations
 
+import io
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -410,9 +412,9 @@ def trace_graph(model: nn.Module, example: tuple[torch.Tensor, ...]) -> fx.Graph
     Raises whatever ``torch.fx`` raises on control flow that depends on data.
     """
     graph = fx.GraphModule(model, _Tracer().trace(model))
-    with torch.no_grad():
-        from torch.fx.passes.shape_prop import ShapeProp
+    from torch.fx.passes.shape_prop import ShapeProp
 
+    with torch.no_grad(), redirect_stderr(io.StringIO()):  # it prints tracebacks of what it raises
         ShapeProp(graph).propagate(*example)
     return graph
 

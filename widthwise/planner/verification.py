@@ -81,7 +81,7 @@ def verify(
     if not path.exists():
         raise InvalidTable(f"no table {path}; verify with the table the plan was made from")
     runtime = open_runtime(Target.from_dict(dict(plan.table.target)))
-    with closing(open_table(path, runtime)) as lut:
+    with closing(open_table(path, runtime)) as lut, runtime.active():
         quiet_ms = lut.quiet_reference_ms
         if quiet_ms is None:
             raise InvalidTable(f"{path} holds no measurements; make them with `widthwise profile`")

@@ -250,6 +250,6 @@ def profile(
         InvalidTable, TableMismatch: the file is no table, or one of another target or device.
     """
     runtime = open_runtime(target)
-    with closing(open_table(path, runtime)) as lut:
+    with closing(open_table(path, runtime)) as lut, runtime.active():
         profiler = Profiler(model, network, example, runtime=runtime, lut=lut, seed=seed, on_progress=on_progress)
         return profiler.run(time_s=time_s, networks=networks)

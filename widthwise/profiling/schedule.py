@@ -21,7 +21,7 @@ from widthwise.profiling.runtimes.base import NetworkSession, Session
 
 __all__ = ["Pace", "Schedule", "Timing"]
 
-_REFERENCE_RUNS = 7
+_REFERENCE_RUNS = 2
 _WARM_UP_ROUNDS = 40
 _FLAT_WINDOW = 8
 _FLAT = 0.03

@@ -8,7 +8,8 @@ in for hardware everywhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,11 @@ class Runtime(ABC):
 
     def __init__(self, target: Target) -> None:
         self.target = target
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While sessions are timed: sets process-wide state such as thread counts, and restores it."""
+        yield
 
     @abstractmethod
     def versions(self) -> dict[str, str]:

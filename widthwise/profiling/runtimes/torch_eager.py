@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -22,9 +23,12 @@ from widthwise.profiling.target import Target
 
 __all__ = ["TorchRuntime"]
 
-_REFERENCE_CHANNELS = 32
-_REFERENCE_SIZE = 28
-"""A 3×3 convolution of 7 million MACs: about a millisecond on a slow core, inside any L2 cache."""
+_REFERENCE_KERNELS = ((64, 56), (512, 7))
+"""(channels, size) of the 3×3 convolutions that make the reference kernel: one streams activations, one weights.
+
+They must leave the private caches as networks do. A reference inside the L2 cache keeps its pace when a neighbour
+takes cache and memory, while a network takes twice as long; see ``benchmarks/reference.py``.
+"""
 
 
 class TorchRuntime(Runtime):
@@ -40,7 +44,6 @@ class TorchRuntime(Runtime):
             raise InvalidTarget(f"target torch:{target.device} is not supported yet; use torch:cpu")
         if target.dtype == "float16":
             raise InvalidTarget("torch:cpu runs float32 or bfloat16; float16 convolutions have no fast CPU kernels")
-        torch.set_num_threads(target.threads)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -54,13 +57,16 @@ class TorchRuntime(Runtime):
         return {"torch": torch.__version__}
 
     def reference(self) -> Session:
-        shape = (1, FREE, _REFERENCE_SIZE, _REFERENCE_SIZE)
-        options = (
-            ("kernel", (3, 3)), ("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1),
-            ("bias", False),
-        )  # fmt: skip
-        channels = (_REFERENCE_CHANNELS, _REFERENCE_CHANNELS)
-        return self.layer(LayerSpec(Geometry("conv2d", (shape,), (shape,), options), channels))
+        return _Sequence([self.layer(_square_convolution(*kernel)) for kernel in _REFERENCE_KERNELS])
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.target.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         model = self._deploy(candidate.build())
@@ -79,6 +85,25 @@ class TorchRuntime(Runtime):
         if tensor.is_floating_point():
             tensor = tensor.to(self._dtype)
         return tensor.to(memory_format=self._memory_format) if tensor.dim() == 4 else tensor
+
+
+def _square_convolution(channels: int, size: int) -> LayerSpec:
+    shape = (1, FREE, size, size)
+    options = (
+        ("kernel", (3, 3)), ("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1),
+        ("bias", False),
+    )  # fmt: skip
+    return LayerSpec(Geometry("conv2d", (shape,), (shape,), options), (channels, channels))
+
+
+class _Sequence(Session):
+    """Several sessions, one after the other."""
+
+    def __init__(self, parts: Sequence[Session]) -> None:
+        self._parts = parts
+
+    def run(self) -> float:
+        return sum(part.run() for part in self._parts)
 
 
 class _EagerLayer(Session):
