@@ -15,7 +15,7 @@ import numpy as np
 
 from widthwise.planner.problem import Problem
 
-__all__ = ["NETWORKS", "densenet121", "googlenet", "mobilenet_v2", "resnet50"]
+__all__ = ["NETWORKS", "densenet121", "googlenet", "mobilenet_v2", "random_problem", "resnet50"]
 
 Axis = str | list[str]
 
@@ -168,3 +168,37 @@ NETWORKS: dict[str, Callable[..., Problem]] = {
     "googlenet": googlenet,
     "densenet121": densenet121,
 }
+
+
+def random_problem(rng: np.random.Generator) -> Problem:
+    """A small problem of any form: single, paired and summed widths, with repetition; some of them infeasible.
+
+    Latencies are multiples of 0.1 in half of them, so that many widths tie and sums round.
+    """
+    names = [f"g{i}" for i in range(rng.integers(1, 6))]
+    groups: dict[str, Any] = {}
+    for name in names:
+        count = int(rng.integers(1, 5))
+        widths = np.sort(rng.choice(np.arange(1, 12), count, replace=False))
+        groups[name] = {"widths": widths, "importance": np.round(rng.normal(1.0, 1.0, count), int(rng.integers(1, 9)))}
+    digits = 1 if rng.random() < 0.5 else 9
+    costs = []
+    for _ in range(rng.integers(0, 8)):
+        over: list[Any] = list(rng.choice(names, rng.integers(1, 3)))
+        cost: dict[str, Any] = {"over": over}
+        lengths = [len(groups[name]["widths"]) for name in over]
+        if rng.random() < 0.5:
+            place, plus = int(rng.integers(len(over))), int(rng.integers(0, 3))
+            members = [str(name) for name in rng.choice(names, rng.integers(1, 5))]
+            totals = np.array([plus])
+            for name in set(members):
+                totals = np.unique(np.add.outer(totals, members.count(name) * groups[name]["widths"]))
+            over[place] = {"sum": members, "plus": plus}
+            cost["sums"] = totals
+            lengths[place] = len(totals)
+        cost["over"] = [axis if isinstance(axis, dict) else str(axis) for axis in over]
+        cost["ms"] = np.round(rng.uniform(0, 2, lengths), digits)
+        costs.append(cost)
+    problem = Problem(budget_ms=1.0, groups=groups, costs=costs, fixed_ms=float(np.round(rng.uniform(0, 1), digits)))
+    reached = problem.latency_ms({name: int(rng.choice(group["widths"])) for name, group in groups.items()})
+    return problem.model_copy(update={"budget_ms": max(reached * float(rng.choice([0.6, 0.9, 1.0, 1.1])), 0.01)})
