@@ -47,7 +47,7 @@ class _Builder:
         self._add([source], _pad(self._totals(source)) * pixels * weight * 4e-7)
 
     def problem(self, share: float) -> Problem:
-        data = {"groups": self.groups, "costs": self.costs, "fixed_ms": 0.1}
+        data: dict[str, Any] = {"groups": self.groups, "costs": self.costs, "fixed_ms": 0.1}
         dense = Problem(budget_ms=1.0, **data)
         dense_ms = dense.latency_ms({name: group["widths"][-1] for name, group in self.groups.items()})
         return Problem(budget_ms=share * dense_ms, **data)
@@ -182,7 +182,7 @@ def random_problem(rng: np.random.Generator) -> Problem:
         widths = np.sort(rng.choice(np.arange(1, 12), count, replace=False))
         groups[name] = {"widths": widths, "importance": np.round(rng.normal(1.0, 1.0, count), int(rng.integers(1, 9)))}
     digits = 1 if rng.random() < 0.5 else 9
-    costs = []
+    costs: Any = []
     for _ in range(rng.integers(0, 8)):
         over: list[Any] = list(rng.choice(names, rng.integers(1, 3)))
         cost: dict[str, Any] = {"over": over}

@@ -29,8 +29,8 @@ Status = Literal["optimal", "feasible", "infeasible"]
 _ROUNDING = 1e-11
 """Relative error allowed for in bounds that were added up in floats."""
 _MINIMUM_GAP = 1e-7
-_FIRST_PAIRS = 4000
-"""The first integer program has about this many pairs: small enough to be solved at once."""
+_FIRST_PAIRS = 500
+"""The first integer program has about this many pairs: few, as that is often enough and the next one has more."""
 _PRICES, _SWEEPS, _LAST_SWEEPS = 20, 5, 20
 _PRICE_RATIO = 1.001
 _WIDEN = 8
@@ -221,13 +221,14 @@ class _Search:
         """What the search knows."""
         found = self.best is not None
         widths = self.fastest if self.best is None else self.best
+        bound = self.importance if self.gap == 0.0 else self.bound
         status: Status = "infeasible" if not found else "optimal" if self.closed else "feasible"
         return Answer(
             status=status,
             widths=widths,
             latency_ms=self.problem.latency_ms(widths),
             importance=self.problem.importance(widths),
-            bound=max(self.bound, self.importance) if self.bound > -math.inf else None,
+            bound=bound if bound > -math.inf else None,
             gap=self.gap if found else None,
             minimum_ms=self.minimum_ms,
             seconds=seconds,
