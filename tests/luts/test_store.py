@@ -487,3 +487,15 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert len(lut.geometries()) == 2
         assert check(lut) == []
     assert not (tmp_path / "a.lut-journal").exists()
+
+
+def test_a_table_begun_on_a_disturbed_machine_is_put_on_the_quiet_scale(lut: Lut) -> None:
+    quiet_ms = lut.quiet_reference_ms
+    assert quiet_ms is not None
+    before = [record.latency_ms for record in [*lut.layers(), *lut.networks()]]
+    lut.lower_quiet_reference(quiet_ms / 2)
+    assert [record.latency_ms for record in [*lut.layers(), *lut.networks()]] == pytest.approx([x / 2 for x in before])
+    assert lut.samples(lut.layers()[0]).latency_ms == pytest.approx(before[0] / 2)
+    assert not [finding for finding in check(lut) if finding.severity is Severity.ERROR]
+    with pytest.raises(InvalidTable, match="can't lower"):
+        lut.lower_quiet_reference(quiet_ms)

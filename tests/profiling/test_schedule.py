@@ -104,3 +104,37 @@ def test_runs_of_candidates_are_interleaved() -> None:
     pairs = list(pairwise(visits))
     assert all("reference" in pair for pair in pairs), "every candidate is run between two references"
     assert np.unique([name for name in visits if name != "reference"]).tolist() == ["a", "b"]
+
+
+class _Weather(Session):
+    """A reference that takes three times as long while the machine is disturbed."""
+
+    def __init__(self, disturbed_runs: range) -> None:
+        self.runs = 0
+        self.disturbed = disturbed_runs
+
+    def run(self) -> float:
+        self.runs += 1
+        return 0.03 if self.runs in self.disturbed else 0.01
+
+
+def test_the_schedule_waits_for_quiet() -> None:
+    pauses: list[float] = []
+    reference = _Weather(range(30, 60))
+    schedule = Schedule(reference, pause=pauses.append)
+    timing = schedule.measure([_Watching()], Pace(blocks=30, most_blocks=30))[0]
+    assert pauses and schedule.waited_s >= sum(pauses)
+    assert {block.reference_ms for block in timing.blocks} == {10.0}
+
+
+def test_patience_ends_on_a_machine_that_stays_disturbed() -> None:
+    pauses: list[float] = []
+    schedule = Schedule(_Weather(range(10, 10**9)), quiet_ms=10.0, pause=pauses.append)
+    timing = schedule.measure([_Watching()], Pace(blocks=5, most_blocks=5))[0]
+    assert len(timing.blocks) == 5
+    assert 5 < sum(pauses) < 15
+
+
+def test_a_known_quiet_reference_is_not_forgotten() -> None:
+    schedule = Schedule(_Weather(range(1, 10**9)), quiet_ms=10.0)
+    assert schedule.warm_up() == 10.0

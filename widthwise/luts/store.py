@@ -156,8 +156,30 @@ class Lut:
                     f"{self.path} holds measurements on a quiet reference of {present} ms, not {ms} ms; "
                     "use the stored one (`quiet_reference_ms`), or profile into a new file"
                 )
-            value = rows.dump_facts({_QUIET: float(ms)}, "table")[_QUIET]
-            db.execute("INSERT OR REPLACE INTO facts (section, name, value) VALUES ('table', ?, ?)", (_QUIET, value))
+            self._store_quiet_reference(db, ms)
+
+    def lower_quiet_reference(self, ms: float) -> None:
+        """Put the whole table on the scale of a quieter device than it was begun on.
+
+        Raw samples stay as they are; every latency derived from them shrinks by the same factor.
+
+        Raises:
+            InvalidTable: there is no quiet reference yet, or it is not above ``ms``.
+        """
+        with self.writing() as db:
+            before = self.quiet_reference_ms
+            if before is None or not 0 < ms < before:
+                raise InvalidTable(f"{self.path} is on a quiet reference of {before} ms, which {ms} ms can't lower")
+            for table in ("layers", "networks"):
+                db.execute(
+                    f"UPDATE {table} SET latency_ms = latency_ms * ?1, low_ms = low_ms * ?1, high_ms = high_ms * ?1",
+                    (ms / before,),
+                )
+            self._store_quiet_reference(db, ms)
+
+    def _store_quiet_reference(self, db: sqlite3.Connection, ms: float) -> None:
+        value = rows.dump_facts({_QUIET: float(ms)}, "table")[_QUIET]
+        db.execute("INSERT OR REPLACE INTO facts (section, name, value) VALUES ('table', ?, ?)", (_QUIET, value))
 
     def require_target(self, target: Mapping[str, Scalar]) -> None:
         """Do nothing where ``target`` is this table's.

@@ -85,15 +85,17 @@ def verify(
         quiet_ms = lut.quiet_reference_ms
         if quiet_ms is None:
             raise InvalidTable(f"{path} holds no measurements; make them with `widthwise profile`")
-        schedule = Schedule(runtime.reference())
+        schedule = Schedule(runtime.reference(), quiet_ms=quiet_ms, pause=runtime.pause)
         info = {"load": device.load_average(), "reference_ms": schedule.warm_up()}
         models = [small] if dense is None else [small, dense]
         sessions = [_session(runtime, model, example) for model in models]
         timings = schedule.measure(sessions, _PACE)
-        measured = timings[0].measurement(quiet_ms)
+        kept = timings[0].measurement(quiet_ms)
         run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)
-        lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), measured, role=Role.VERIFY)
-    dense_ms = timings[1].measurement(quiet_ms).latency_ms if dense is not None else plan.dense_ms
+        lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), kept, role=Role.VERIFY)
+    scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
+    measured = timings[0].measurement(scale_ms)
+    dense_ms = timings[1].measurement(scale_ms).latency_ms if dense is not None else plan.dense_ms
     verdict, reason = judge(measured, plan.budget_ms)
     return Verification(
         dense_ms=dense_ms,

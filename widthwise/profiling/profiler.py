@@ -44,6 +44,8 @@ _TOGETHER_BYTES = 400e6
 _DENSE_PACE = Pace(blocks=6, most_blocks=10, half_width=0.01)
 _SINGLE_PACE = Pace(blocks=4, most_blocks=6, visit_s=0.01)
 
+_QUIETER = 0.02
+
 Progress = Callable[[float, str], None]
 """Called with the share that is done (0–1) and what was just measured."""
 
@@ -57,6 +59,7 @@ class ProfileReport:
         networks: narrowed networks timed.
         unstable: measurements of either that didn't settle.
         seconds: wall time of the call.
+        waited_s: of these spent waiting for a disturbed machine to calm down.
         dense_ms: latency of the dense network.
         skipped: kinds of layers this runtime can't time alone.
     """
@@ -65,6 +68,7 @@ class ProfileReport:
     networks: int
     unstable: int
     seconds: float
+    waited_s: float
     dense_ms: float
     skipped: tuple[str, ...] = ()
 
@@ -127,7 +131,7 @@ class Profiler:
         self._lut = lut
         self._options = network.options()
         self._sampler = WidthSampler(self._options, seed=seed)
-        self._schedule = Schedule(runtime.reference(), seed=seed)
+        self._schedule = Schedule(runtime.reference(), quiet_ms=lut.quiet_reference_ms, pause=runtime.pause, seed=seed)
         self._on_progress = on_progress or (lambda share, text: None)
         self._layers = self._networks = self._unstable = 0
         self._skipped: set[str] = set()
@@ -145,12 +149,14 @@ class Profiler:
         run = self._lut.begin_run(f"profile {self._network.name}", self._runtime.versions(), info=info)
         self._time_networks(run, start, time_s * _NETWORK_SHARE, networks)
         self._time_singles(run, start, time_s)
+        self._lower_quiet_reference()
         self._on_progress(1.0, "done")
         return ProfileReport(
             layers=self._layers,
             networks=self._networks,
             unstable=self._unstable,
             seconds=time.perf_counter() - start,
+            waited_s=self._schedule.waited_s,
             dense_ms=self._dense_ms(),
             skipped=tuple(sorted(self._skipped)),
         )
@@ -160,6 +166,11 @@ class Profiler:
         quiet_ms = self._lut.quiet_reference_ms
         assert quiet_ms is not None
         return quiet_ms
+
+    def _lower_quiet_reference(self) -> None:
+        """A table begun on a disturbed machine is put on the scale of the quiet one, once that has been seen."""
+        if self._schedule.quiet_ms < (1 - _QUIETER) * self._quiet_ms:
+            self._lut.lower_quiet_reference(self._schedule.quiet_ms)
 
     def _measured_networks(self) -> int:
         return sum(record.role is not Role.VERIFY for record in self._lut.networks(self._network.signature))

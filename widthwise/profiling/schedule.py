@@ -4,13 +4,19 @@ On a shared machine everything drifts by 10 % within seconds. A block runs the r
 candidate, and the reference again; the candidate counts as a ratio to the two references' mean, so a drift
 that slows both cancels. Candidates take turns in shuffled order, so what is left of it hits all alike
 (random interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
+
+The ratio corrects a slowdown only as far as reference and candidate slow down alike, which they do to about 10 %
+when neighbours fight for cache and memory. So while the reference runs far above its quiet latency the schedule
+waits, as nvbench does on a throttled clock; how long is bounded by a share of the time spent measuring.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,10 +33,15 @@ _FLAT_WINDOW = 8
 _FLAT = 0.03
 """The reference counts as flat when the medians of two successive windows differ by less."""
 
-_JUMP = 0.10
-"""A block is taken again when its two references differ by more: the machine changed under it."""
+_BUSY = 1.12
+"""The machine counts as disturbed while the reference takes this many times its quiet latency."""
 
-_QUIET_QUANTILE = 0.2
+_PAUSE_S = 0.25
+_FIRST_PATIENCE_S = 10.0
+_PATIENCE = 0.5
+"""Seconds of waiting granted for each second of measuring."""
+
+_QUIET_QUANTILE = 0.1
 _LONG_RUN_S = 0.1
 """A run this long warms its own caches: it needs no run before it that doesn't count."""
 
@@ -75,16 +86,38 @@ class Schedule:
 
     Args:
         reference: constant short work; ran before and after every candidate.
+        quiet_ms: what the reference takes on the undisturbed device, where that is known.
+        pause: lets time pass; :func:`time.sleep` on real devices.
         seed: of the order in which candidates take turns.
+
+    Attributes:
+        waited_s: seconds spent on waiting for quiet, and on blocks that were disturbed and taken again.
     """
 
-    def __init__(self, reference: Session, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        reference: Session,
+        *,
+        quiet_ms: float | None = None,
+        pause: Callable[[float], None] = time.sleep,
+        seed: int = 0,
+    ) -> None:
         self._reference = reference
+        self._known_quiet_ms = quiet_ms if quiet_ms is not None else math.inf
+        self._pause = pause
         self._random = random.Random(seed)
         self._references_ms: list[float] = []
+        self._patience_s = _FIRST_PATIENCE_S
+        self.waited_s = 0.0
+
+    @property
+    def quiet_ms(self) -> float:
+        """Latency of the reference on the undisturbed device: a low quantile of what was seen, or what was known."""
+        seen = float(np.quantile(self._references_ms, _QUIET_QUANTILE)) if self._references_ms else math.inf
+        return min(self._known_quiet_ms, seen)
 
     def warm_up(self) -> float:
-        """Runs the reference until it is flat; its quiet latency in ms (a low quantile of what was seen)."""
+        """Runs the reference until it is flat; gives :attr:`quiet_ms`."""
         gc.collect()  # once: a collection takes a fifth of a second with torch loaded
         with _no_garbage_collection():
             seen: list[float] = []
@@ -94,12 +127,7 @@ class Schedule:
                     before, after = (np.median(seen[-k * _FLAT_WINDOW :][:_FLAT_WINDOW]) for k in (2, 1))
                     if abs(after / before - 1) < _FLAT:
                         break
-        return float(np.quantile(seen, _QUIET_QUANTILE))
-
-    @property
-    def references_ms(self) -> tuple[float, ...]:
-        """Every reference latency so far: the machine's weather."""
-        return tuple(self._references_ms)
+        return self.quiet_ms
 
     def measure(self, sessions: Sequence[Session], pace: Pace | None = None) -> list[Timing]:
         """Times these sessions against each other, in one interleaved run."""
@@ -108,13 +136,11 @@ class Schedule:
         with _no_garbage_collection():
             expected_s = [self._first_run(session) for session in sessions]
             pending = list(range(len(sessions)))
-            for _ in range(2 * pace.most_blocks):  # retaken blocks must end too
+            while pending:
                 self._random.shuffle(pending)
                 for index in pending:
                     self._block(sessions[index], timings[index], expected_s[index], pace)
                 pending = [index for index in pending if _wants_more(timings[index], pace)]
-                if not pending:
-                    break
         return timings
 
     def _first_run(self, session: Session) -> float:
@@ -125,7 +151,7 @@ class Schedule:
 
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
         runs = max(1, min(pace.most_runs, round(pace.visit_s / max(expected_s, 1e-9))))
-        before = self._run_reference()
+        before = self._quiet_reference()
         if expected_s < _LONG_RUN_S:
             session.run()
         whole, layers = [], []
@@ -134,9 +160,11 @@ class Schedule:
             if isinstance(session, NetworkSession):
                 layers.append(session.run_layers())
         after = self._run_reference()
-        changed = abs(after / before - 1) > _JUMP
-        if changed and len(timing.blocks) < pace.blocks and self._random.random() < 0.5:
-            return  # taken again in a later round; by chance, so that a restless machine still gets its blocks
+        spent_s = sum(whole) + (before + after) * 1e-3
+        if after > _BUSY * self.quiet_ms and self._patience_s > 0:
+            self._wait(spent_s)  # disturbed: taken again in a later round
+            return
+        self._patience_s += _PATIENCE * spent_s
         reference_ms = (before + after) / 2
         timing.blocks.append(Block(float(np.median(whole)) * 1e3, reference_ms))
         if layers:
@@ -144,6 +172,19 @@ class Schedule:
             timing.layers = timing.layers or [[] for _ in medians]
             for blocks, latency_ms in zip(timing.layers, medians, strict=True):
                 blocks.append(Block(max(float(latency_ms), 1e-6), reference_ms))
+
+    def _quiet_reference(self) -> float:
+        """The reference's latency, once it is quiet or patience has run out."""
+        latency_ms = self._run_reference()
+        while latency_ms > _BUSY * self.quiet_ms and self._patience_s > 0:
+            self._pause(_PAUSE_S)
+            self._wait(_PAUSE_S)
+            latency_ms = self._run_reference()
+        return latency_ms
+
+    def _wait(self, seconds: float) -> None:
+        self._patience_s -= seconds
+        self.waited_s += seconds
 
     def _run_reference(self) -> float:
         self._reference.run()

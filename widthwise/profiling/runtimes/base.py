@@ -7,6 +7,7 @@ in for hardware everywhere.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,10 @@ class Runtime(ABC):
     def active(self) -> Iterator[None]:
         """While sessions are timed: sets process-wide state such as thread counts, and restores it."""
         yield
+
+    def pause(self, seconds: float) -> None:
+        """Lets time pass without work."""
+        time.sleep(seconds)
 
     @abstractmethod
     def versions(self) -> dict[str, str]:

@@ -79,6 +79,9 @@ class FakeRuntime(Runtime):
         self.now_s = 0.0
         self._rng = np.random.default_rng(self.world.seed)
 
+    def pause(self, seconds: float) -> None:
+        self.now_s += seconds
+
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
