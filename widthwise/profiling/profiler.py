@@ -32,7 +32,7 @@ from widthwise.profiling.target import Target
 __all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"]
 
 DEFAULT_TIME_S = 240.0
-_NETWORKS = 80
+_NETWORKS = 100
 _NETWORK_SHARE = 0.88
 """Share of the time that goes to whole networks; single layers get the rest."""
 
@@ -42,7 +42,7 @@ _TOGETHER_BYTES = 400e6
 """So many networks are interleaved, as long as their weights stay below this."""
 
 _DENSE_PACE = Pace(blocks=6, most_blocks=10, half_width=0.01)
-_SINGLE_PACE = Pace(blocks=4, most_blocks=6, visit_s=0.01)
+_SINGLE_PACE = Pace(blocks=4, most_blocks=6, visit_s=0.02)
 
 _QUIETER = 0.02
 
@@ -187,7 +187,7 @@ class Profiler:
             elapsed = time.perf_counter() - start
             if elapsed >= until_s and index >= 3:
                 break
-            count = 1 if index == 0 else min(together, networks - index)
+            count = min(together, networks - index)
             self._time_batch(run, [self._sampler.draw(index + offset) for offset in range(count)])
             index += count
             done = max((time.perf_counter() - start) / until_s, (index - first) / max(1, networks - first))

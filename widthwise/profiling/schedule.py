@@ -42,8 +42,8 @@ _PATIENCE = 0.5
 """Seconds of waiting granted for each second of measuring."""
 
 _QUIET_QUANTILE = 0.1
-_LONG_RUN_S = 0.1
-"""A run this long warms its own caches: it needs no run before it that doesn't count."""
+_LONG_RUN_S = 0.25
+"""A run this long settles by itself: it needs no runs before it that don't count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,15 @@ class Pace:
         blocks: taken of every candidate.
         most_blocks: taken of candidates that haven't settled.
         half_width: relative half-width of the 95 % interval that counts as settled.
-        visit_s: a visit repeats runs shorter than this until they fill it.
+        visit_s: a visit repeats runs shorter than this until they fill it, after half as long a warm-up: what ran
+            before has left its data in the caches and its sizes in the allocator.
         most_runs: but not more often.
     """
 
     blocks: int = 4
-    most_blocks: int = 8
+    most_blocks: int = 6
     half_width: float = 0.02
-    visit_s: float = 0.03
+    visit_s: float = 0.1
     most_runs: int = 20
 
 
@@ -152,7 +153,7 @@ class Schedule:
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
         runs = max(1, min(pace.most_runs, round(pace.visit_s / max(expected_s, 1e-9))))
         before = self._quiet_reference()
-        if expected_s < _LONG_RUN_S:
+        for _ in range((runs + 1) // 2 if expected_s < _LONG_RUN_S else 0):
             session.run()
         whole, layers = [], []
         for _ in range(runs):
