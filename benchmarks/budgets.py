@@ -60,6 +60,7 @@ def run(network: str, time_s: float, results: multiprocessing.SimpleQueue[str]) 
                         "profile_seconds": profile_seconds,
                     }
                 )
+                del small
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     results.put(json.dumps([{**row, "peak_gb": peak_gb} for row in rows]))
 

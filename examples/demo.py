@@ -40,7 +40,7 @@ def act_one() -> dict[str, object]:
 
     model = load_model(SHOW_NAME)
     example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    lut, profile_seconds = profiled(model, example, SHOW_NAME, OUT / "resnet18.lut", time_s=110)
+    lut, profile_seconds = profiled(model, example, SHOW_NAME, OUT / "resnet18.lut", time_s=100)
     with lut:
         plan = ww.plan(model, example, lut=lut, budget="60%", name=SHOW_NAME)
         plan.write(OUT / "plan.json")
@@ -75,16 +75,16 @@ def act_two() -> dict[str, object]:
     torch.manual_seed(0)
     model = digits_resnet()
     with progress("training on digits") as on_progress:
-        train(model, data, epochs=8, recipe=Recipe(lr=0.05), on_epoch=lambda r: on_progress(r.epoch / 8, ""))
+        train(model, data, epochs=6, recipe=Recipe(lr=0.05), on_epoch=lambda r: on_progress(r.epoch / 6, ""))
     dense_accuracy = evaluate(model, data.test).accuracy
     example = torch.randn(1, *data.sample_shape, generator=torch.Generator().manual_seed(0))
-    lut, profile_seconds = profiled(model, example, name, OUT / "digits.lut", time_s=30)
+    lut, profile_seconds = profiled(model, example, name, OUT / "digits.lut", time_s=25)
     with lut:
         plan = ww.plan(model, example, lut=lut, budget="50%", name=name)
         small = ww.apply(plan, model, example)
         cut_accuracy = evaluate(small, data.test).accuracy
         with progress("fine-tuning") as on_progress:
-            train(small, data, epochs=8, recipe=Recipe(lr=0.02), on_epoch=lambda r: on_progress(r.epoch / 8, ""))
+            train(small, data, epochs=6, recipe=Recipe(lr=0.02), on_epoch=lambda r: on_progress(r.epoch / 6, ""))
         verification = ww.verify(plan, small, example, lut=lut, dense=model)
     accuracy = evaluate(small, data.test).accuracy
     rows = [

@@ -19,6 +19,7 @@ from widthwise.planner.allocation import allocate
 from widthwise.planner.importance import score
 from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor, Prediction
+from widthwise.planner.proposal import Proposer
 from widthwise.planner.verification import Verification
 from widthwise.profiling import profiler
 from widthwise.profiling.target import Target
@@ -67,6 +68,7 @@ def profile(
         target=Target.parse(target, threads=threads, dtype=dtype),
         path=Path(path),
         time_s=time_s,
+        propose=Proposer(model, network),
         on_progress=on_progress,
     )
     return Lut.open(path, readonly=True)

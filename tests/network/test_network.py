@@ -47,6 +47,12 @@ def test_macs_by_hand(network: Network) -> None:
     assert sum(macs(spec) for spec in network.specs(widths)) == by_hand
 
 
+def test_a_functional_convolution_is_fixed_and_counted() -> None:
+    network = Network.trace(nn.Conv2d(3, 7, 3), torch.zeros(1, 3, 9, 9))  # as the root, it is traced through
+    assert network.free == ()
+    assert network.macs({}) == 7 * 7 * 3 * 3 * 3 * 7
+
+
 def test_kinds_are_the_same_for_modules_and_functions() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
@@ -148,6 +154,31 @@ class Padded(nn.Module):
         x = self.a(x)
         shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
         return self.c(self.b(x) + shortcut)
+
+
+class Sums(nn.Module):
+    """A concatenation added to a convolution of a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 7, 1)
+        self.c = nn.Conv2d(12, 12, 3, padding=1)
+        self.d, self.e = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 7, 1)
+        self.f = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(torch.cat([self.d(x), self.e(x)], 1) + self.c(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+def test_every_layer_depends_on_at_most_one_sum() -> None:
+    model = Sums()
+    network = Network.trace(model, torch.zeros(1, 3, 6, 6))
+    for layer in network.layers:
+        assert sum(len(axis.groups) > 1 for axis in layer.axes) <= 1, layer
+    widths = {group.name: 2 for group in network.free}
+    small = narrow(model, network, {group: range(2) for group in widths})
+    assert network.parameters(widths) == sum(p.numel() for p in small.parameters())
+    small(torch.zeros(1, 3, 6, 6))
 
 
 @pytest.mark.parametrize("factory", [Shuffled, Grouped, Normed, Softened, Padded])

@@ -14,7 +14,9 @@ from widthwise.luts.errors import InvalidModel, MissingLayers
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.predictor import Correction, LatencyPredictor, choose_correction, conformal_radius
-from widthwise.profiling.runtimes.fake import FakeRuntime, staircase_ms
+from widthwise.profiling.profiler import Profiler, open_table
+from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
+from widthwise.profiling.target import Target
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,18 @@ def test_extrapolation_is_named(predictor: LatencyPredictor) -> None:
     assert predictor.predict({}).extrapolated == ()
     outside = predictor.predict({"conv5": 1}).extrapolated
     assert "conv5" in outside and "fc" in outside and "conv1" not in outside
+
+
+def test_unstable_measurements_reach_the_prediction(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor, predictor: LatencyPredictor
+) -> None:
+    runtime = FakeRuntime(Target.parse("fake:cpu"), World(noise=0.6, burst_rate=0.3))
+    with open_table(tmp_path / "noisy.lut", runtime) as lut:
+        Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=5, networks=12)
+        noisy = LatencyPredictor.fit(lut, wide_network).predict({})
+    assert any("is unstable: profile longer" in note for note in noisy.notes)
+    assert any("interval rests on 2 held-out networks" in note for note in noisy.notes)
+    assert predictor.predict({}).notes == ()
 
 
 def test_impossible_widths_are_refused(predictor: LatencyPredictor) -> None:

@@ -49,6 +49,7 @@ def profile(
     time_s = parse_duration(time)
     example = parse_inputs(inputs)
     from widthwise.network.network import Network
+    from widthwise.planner.proposal import Proposer
     from widthwise.profiling import profiler
     from widthwise.profiling.target import Target
     from widthwise.report.terminal import facts, show
@@ -60,7 +61,14 @@ def profile(
         note(f"widthwise: {model} has no prunable channels; its latency is measured, but no plan can change it")
     with progress(f"profiling {model}") as on_progress:
         report = profiler.profile(
-            module, network, example, target=where, path=lut, time_s=time_s, on_progress=on_progress
+            module,
+            network,
+            example,
+            target=where,
+            path=lut,
+            time_s=time_s,
+            propose=Proposer(module, network),
+            on_progress=on_progress,
         )
     if as_json:
         emit({**asdict(report), "lut": str(lut)})

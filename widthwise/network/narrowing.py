@@ -56,7 +56,7 @@ def narrow(model: nn.Module, network: Network, kept: Kept, *, share: bool = Fals
         (torch.Size([2, 3, 3, 3]), torch.Size([5, 2, 1, 1]))
     """
     masks = _masks(network, kept)
-    small = _shallow_weights(model) if share else copy.deepcopy(model)
+    small = _shallow_weights(model)
     for path, module in small.named_modules():
         if path in network.coupling.outputs:
             outputs = _keep(network.coupling, network.coupling.outputs[path], masks)
@@ -64,7 +64,7 @@ def narrow(model: nn.Module, network: Network, kept: Kept, *, share: bool = Fals
             if path in network.coupling.inputs:
                 inputs = _keep(network.coupling, network.coupling.inputs[path], masks)
             _cut(module, inputs, outputs)
-    return small
+    return small if share else _with_own_weights(small, model)
 
 
 def shapes_of(model: nn.Module) -> dict[str, ModuleShape]:
@@ -224,6 +224,23 @@ def _shallow_weights(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares all tensors."""
     memo: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, memo)
+
+
+def _with_own_weights(small: nn.Module, model: nn.Module) -> nn.Module:
+    """Replaces what is still shared; so a model is never held three times, as copying first and cutting then would."""
+    shared = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    owned: dict[int, torch.Tensor] = {}
+    for module in small.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or id(tensor) not in shared:
+                    continue
+                if id(tensor) not in owned:
+                    copied = tensor.detach().clone()
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    owned[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+                tensors[name] = owned[id(tensor)]  # type: ignore[assignment]
+    return small
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

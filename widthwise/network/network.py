@@ -17,8 +17,10 @@ from torch import fx, nn
 
 from widthwise.luts.errors import InvalidModel
 from widthwise.luts.spec import LayerSpec
+from widthwise.network.flow import Channels, Flow
 from widthwise.network.groups import Coupling, Group, couple
-from widthwise.network.layers import Channels, Flow, Layer, macs, trace_graph
+from widthwise.network.layers import Layer, macs
+from widthwise.network.tracing import trace_graph, trace_shapes
 from widthwise.network.widths import Affine, Widths, grid
 
 __all__ = ["Network", "meta_copy", "trace_runnable"]
@@ -65,7 +67,7 @@ class Network:
         copied = meta_copy(model).eval()
         example_meta = tuple(tensor.detach().to("meta") for tensor in inputs)
         try:
-            graph = trace_graph(copied, example_meta)
+            graph = trace_shapes(copied, example_meta)
         except Exception as error:  # torch.fx and the model raise what they like
             raise InvalidModel(_untraceable(name, inputs, error)) from error
         coupling = couple(copied, example_meta)
@@ -146,9 +148,7 @@ def trace_runnable(model: nn.Module, network: Network) -> fx.GraphModule:
     Raises:
         InvalidModel: the model is another one than was traced.
     """
-    from widthwise.network.layers import _Tracer
-
-    graph = fx.GraphModule(model, _Tracer().trace(model))
+    graph = trace_graph(model)
     present = {node.name for node in graph.graph.nodes}
     missing = [layer.name for layer in network.layers if layer.name not in present]
     if missing:

@@ -49,7 +49,7 @@ class Importance:
 
     criterion: str
     scores: Mapping[str, npt.NDArray[np.float64]]
-    weights: Mapping[str, int]
+    weights: Mapping[str, float]
 
     def kept(self, group: str, width: int) -> tuple[int, ...]:
         """The best channels, ascending; among equals the first."""
@@ -67,7 +67,7 @@ class Importance:
         return math.exp(sum(self.curve(group, [widths[group]])[0] for group in self.scores))
 
     @property
-    def _total(self) -> int:
+    def _total(self) -> float:
         return sum(self.weights.values())
 
 
@@ -85,7 +85,7 @@ def l1_scores(model: nn.Module, network: Network) -> Scores:
         for path in group.producers:
             weight = model.get_submodule(path).weight
             assert isinstance(weight, torch.Tensor)
-            norms = weight.detach().abs().flatten(1).sum(1).double().cpu().numpy()
+            norms = torch.linalg.vector_norm(weight.detach().flatten(1), ord=1, dim=1).double().cpu().numpy()
             labels = coupling.outputs[path]
             mine = (labels != FIXED) & (labels >> 32 == index)
             relative = norms[mine] / max(float(norms[mine].mean()), 1e-30)

@@ -32,6 +32,8 @@ _FOLDS = 5
 _LEAST_CALIBRATION = 9
 """Fewest held-out networks for which a 90 % conformal quantile exists."""
 
+_NOTED_SHARE = 0.1
+
 _Array = npt.NDArray[np.float64]
 
 
@@ -75,6 +77,7 @@ class LatencyPredictor:
         network: whose layers' geometries are in the table.
         surfaces: one per geometry.
         records: measured networks of the same structure; those held out calibrate the interval.
+        unstable_share: of the measured layer time, how much didn't settle.
 
     Build it with :meth:`fit`.
     """
@@ -84,7 +87,7 @@ class LatencyPredictor:
         network: Network,
         surfaces: Mapping[Geometry, SurfaceRegressor],
         records: Sequence[NetworkRecord],
-        unstable_layers: int = 0,
+        unstable_share: float = 0.0,
     ) -> None:
         self.network = network
         self._surfaces = surfaces
@@ -98,7 +101,7 @@ class LatencyPredictor:
         self._radius = conformal_radius(np.abs(self.errors), CONFIDENCE)
         dense = [record.latency_ms for record in records if record.role is Role.DENSE]
         self.dense_ms = float(np.median(dense)) if dense else self.predict(network.dense).latency_ms
-        self._notes = _doubts(len(held_out), unstable_layers)
+        self._notes = _doubts(len(held_out), unstable_share)
 
     @classmethod
     def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
@@ -112,8 +115,7 @@ class LatencyPredictor:
         table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}, networks_not=held_out)
         _require(network, table.surfaces, lut)
         surfaces = {geometry: SurfaceRegressor(surface) for geometry, surface in table.surfaces.items()}
-        unstable = sum(int(surface.unstable.sum()) for surface in table.surfaces.values())
-        return cls(network, surfaces, records, unstable)
+        return cls(network, surfaces, records, _unstable_share(table))
 
     @property
     def correction(self) -> Correction:
@@ -258,13 +260,20 @@ def _shape(shape: tuple[int, ...]) -> str:
     return ",".join(map(str, shape))
 
 
-def _doubts(held_out: int, unstable_layers: int) -> tuple[str, ...]:
+def _unstable_share(table: LatencyTable) -> float:
+    total_ms = sum(float(surface.latency_ms.sum()) for surface in table.surfaces.values())
+    return sum(float(surface.latency_ms[surface.unstable].sum()) for surface in table.surfaces.values()) / total_ms
+
+
+def _doubts(held_out: int, unstable_share: float) -> tuple[str, ...]:
     notes = []
     if held_out < _LEAST_CALIBRATION:
         notes.append(
             f"the interval rests on {held_out} held-out networks; {_LEAST_CALIBRATION} are needed for 90 % confidence: "
             "profile longer"
         )
-    if unstable_layers:
-        notes.append(f"{unstable_layers} of the layer measurements it rests on are unstable")
+    if unstable_share > _NOTED_SHARE:
+        notes.append(
+            f"{unstable_share:.0%} of the layer time it rests on is unstable: profile longer, or on a quieter machine"
+        )
     return tuple(notes)

@@ -46,6 +46,12 @@ _SINGLE_PACE = Pace(blocks=4, most_blocks=6, visit_s=0.02)
 
 _QUIETER = 0.02
 
+_PROPOSALS_AFTER = 20
+"""So many random networks come first; from then on every other batch is proposed, where somebody proposes."""
+
+Propose = Callable[[Lut, Sequence[int]], list[dict[str, int]]]
+"""Gives a width vector for each index, knowing the table so far."""
+
 Progress = Callable[[float, str], None]
 """Called with the share that is done (0–1) and what was just measured."""
 
@@ -110,6 +116,7 @@ class Profiler:
 
     Args:
         lut: open for writing, of this runtime's target and device.
+        propose: chooses the widths of every other batch; see :mod:`widthwise.planner.proposal`.
         on_progress: told after every commit.
     """
 
@@ -122,6 +129,7 @@ class Profiler:
         runtime: Runtime,
         lut: Lut,
         seed: int = 0,
+        propose: Propose | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self._model = model
@@ -132,6 +140,7 @@ class Profiler:
         self._options = network.options()
         self._sampler = WidthSampler(self._options, seed=seed)
         self._schedule = Schedule(runtime.reference(), quiet_ms=lut.quiet_reference_ms, pause=runtime.pause, seed=seed)
+        self._propose = propose
         self._on_progress = on_progress or (lambda share, text: None)
         self._layers = self._networks = self._unstable = 0
         self._skipped: set[str] = set()
@@ -188,10 +197,19 @@ class Profiler:
             if elapsed >= until_s and index >= 3:
                 break
             count = min(together, networks - index)
-            self._time_batch(run, [self._sampler.draw(index + offset) for offset in range(count)])
+            self._time_batch(run, self._draws(range(index, index + count)))
             index += count
             done = max((time.perf_counter() - start) / until_s, (index - first) / max(1, networks - first))
             self._on_progress(min(done, 1.0) * _NETWORK_SHARE, f"{index} networks")
+
+    def _draws(self, indices: Sequence[int]) -> list[Draw]:
+        """What to time next: drawn at random, or proposed in every other batch."""
+        draws = [self._sampler.draw(index) for index in indices]
+        turn = indices[0] // len(indices) % 2 == 1
+        if self._propose is None or indices[0] < _PROPOSALS_AFTER or not turn:
+            return draws
+        proposed = self._propose(self._lut, indices)
+        return [Draw(widths, draw.role) for widths, draw in zip(proposed, draws, strict=True)]
 
     def _together(self) -> int:
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
@@ -252,6 +270,7 @@ def profile(
     time_s: float = DEFAULT_TIME_S,
     networks: int = _NETWORKS,
     seed: int = 0,
+    propose: Propose | None = None,
     on_progress: Progress | None = None,
 ) -> ProfileReport:
     """Measures a network into the table at ``path``; see :class:`Profiler`.
@@ -262,5 +281,7 @@ def profile(
     """
     runtime = open_runtime(target)
     with closing(open_table(path, runtime)) as lut, runtime.active():
-        profiler = Profiler(model, network, example, runtime=runtime, lut=lut, seed=seed, on_progress=on_progress)
+        profiler = Profiler(
+            model, network, example, runtime=runtime, lut=lut, seed=seed, propose=propose, on_progress=on_progress
+        )
         return profiler.run(time_s=time_s, networks=networks)
