@@ -47,11 +47,11 @@ def test_kept_are_the_best_and_ascending() -> None:
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=20))
-def test_a_curve_rises_to_zero_and_is_concave(scores: list[float]) -> None:
+def test_a_curve_rises_to_the_groups_weight_and_is_concave(scores: list[float]) -> None:
     importance = Importance("l1", {"a": np.array(scores)}, {"a": 2})
     curve = importance.curve("a", range(1, len(scores) + 1))
     steps = np.diff(curve)
-    assert curve[-1] == pytest.approx(0.0)
+    assert curve[-1] == pytest.approx(1.0)
     assert (steps >= -1e-12).all() and (np.diff(steps) <= 1e-9).all()
 
 
@@ -59,7 +59,7 @@ def test_what_is_retained_is_a_weighted_geometric_mean() -> None:
     importance = Importance("l1", {"a": np.array([1.0, 3.0]), "b": np.ones(4)}, {"a": 1, "b": 2})
     assert importance.retained({"a": 2, "b": 4}) == pytest.approx(1.0)
     assert importance.retained({"a": 1, "b": 2}) == pytest.approx((0.75 * 0.5 * 0.5) ** (1 / 3))
-    assert importance.curve("a", [1]) == pytest.approx([math.log(0.75) / 3])
+    assert importance.curve("a", [1]) == pytest.approx([(1 + math.log(0.75)) / 3])
 
 
 def test_an_unknown_criterion_lists_those_there_are(branches: nn.Module, network: Network) -> None:

@@ -57,14 +57,18 @@ class Importance:
         return tuple(sorted(int(channel) for channel in order))
 
     def curve(self, group: str, widths: Sequence[int]) -> list[float]:
-        """What each width is worth: 0 at the dense width, less below."""
+        """What each width is worth; the dense widths of all groups add up to 1.
+
+        The sum over groups is 1 + the logarithm of :meth:`retained`, to first order what is retained itself, so a
+        relative gap of the allocator means the same of both.
+        """
         held = np.cumsum(-np.sort(-self.scores[group]))
         share = np.maximum(held[np.array(widths) - 1] / max(held[-1], 1e-30), 1e-12)
-        return [self.weights[group] * math.log(value) / self._total for value in share]
+        return [self.weights[group] * (1 + math.log(value)) / self._total for value in share]
 
     def retained(self, widths: Widths) -> float:
         """The geometric mean over layers of the score share they keep: 1 for the dense network."""
-        return math.exp(sum(self.curve(group, [widths[group]])[0] for group in self.scores))
+        return math.exp(sum(self.curve(group, [widths[group]])[0] for group in self.scores) - 1)
 
     @property
     def _total(self) -> float:

@@ -29,12 +29,14 @@ Status = Literal["optimal", "feasible", "infeasible"]
 _ROUNDING = 1e-11
 """Relative error allowed for in bounds that were added up in floats."""
 _MINIMUM_GAP = 1e-7
-_FIRST_PAIRS = 500
+_FIRST_PAIRS = 4000
 """The first integer program has about this many pairs: few, as that is often enough and the next one has more."""
 _PRICES, _SWEEPS, _LAST_SWEEPS = 20, 5, 20
 _PRICE_RATIO = 1.001
 _WIDEN = 8
 _EXCLUSIONS = 20
+_SHARE = 0.95
+"""Of the tolerance that each part of the proof may use; the bound is the larger of them, so they don't add up."""
 _HAIR = 1e-9
 _TINY = 1e-9
 """Differences below this share of all importance are the solver's tolerance."""
@@ -156,7 +158,7 @@ class _Search:
         pairs = _FIRST_PAIRS
         while not self.closed and self.left_s > 0:
             # Choices at or below the target need not be looked at: the best widths are known to be as good.
-            target = self.importance + self._tolerance / 2
+            target = self.importance + _SHARE * self._tolerance
             level = max(worth - reach.nearest(pairs) + margin, target)
             model = Model(graph, len(kept), *reach.within(worth - level + margin))
             bound = self._solve(model, graph, kept)
@@ -197,7 +199,9 @@ class _Search:
         limits = [Limit(model.ms, self.problem.budget_ms - graph.constant_ms)]
         bound = math.inf
         worst = self.importance if self.best is not None else -self.unit
-        gap = self._tolerance / 2 / max(graph.constant_importance - worst, _TINY * self.unit)  # HiGHS counts from there
+        gap = (
+            _SHARE * self._tolerance / max(graph.constant_importance - worst, _TINY * self.unit)
+        )  # HiGHS counts from there
         for attempt in range(_EXCLUSIONS + 2):
             solution = model.minimise(-model.importance, limits, relative_gap=gap, time_limit_s=self.left_s)
             bound = min(bound, graph.constant_importance - solution.bound)
