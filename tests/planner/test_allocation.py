@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from widthwise.planner.solver import solve
 
 import widthwise as ww
 from widthwise.luts.errors import BadInput, InfeasibleBudget, InvalidTable
@@ -17,6 +16,7 @@ from widthwise.network.network import Network
 from widthwise.planner.allocation import build_problem
 from widthwise.planner.importance import score
 from widthwise.planner.predictor import LatencyPredictor
+from widthwise.planner.solver import solve
 from widthwise.planner.verification import Verdict
 
 
