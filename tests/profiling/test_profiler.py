@@ -77,13 +77,13 @@ def test_ctrl_c_keeps_what_was_measured(
     path = tmp_path / "t.lut"
 
     def stop(share: float, text: str) -> None:
-        if text == "5 networks":
+        if text == "8 networks":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         profile(wide, wide_network, (wide_example,), target=FAKE, path=path, on_progress=stop)
     with Lut.open(path, readonly=True) as lut:
-        assert len(lut.networks(wide_network.signature)) == 5
+        assert len(lut.networks(wide_network.signature)) == 8
 
 
 def test_however_short_the_time_a_table_is_usable(
