@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from widthwise.planner import solver
+from widthwise.planner import fronts, solver
 from widthwise.planner.bounds import Ascent
 from widthwise.planner.dominance import undominated
 from widthwise.planner.formulation import Model, Solution
@@ -63,9 +63,9 @@ def _cost(draw: st.DrawFn, names: str, groups: dict[str, Any]) -> dict[str, Any]
 
 
 @settings(deadline=None, max_examples=150)
-@given(problems(), st.sampled_from([1, 500]))
-def test_equals_trying_all_widths(problem: Problem, first_pairs: int) -> None:
-    answer = _solve(problem, first_pairs)
+@given(problems(), st.sampled_from([1, 500]), st.sampled_from([0, 20, 10_000]))
+def test_equals_trying_all_widths(problem: Problem, first_pairs: int, most_rows: int) -> None:
+    answer = _solve(problem, first_pairs, most_rows)
     fitting = [importance for ms, importance, _ in every(problem) if ms <= problem.budget_ms]
     assert answer.latency_ms == problem.latency_ms(answer.widths)
     assert answer.importance == problem.importance(answer.widths)
@@ -81,10 +81,11 @@ def test_equals_trying_all_widths(problem: Problem, first_pairs: int) -> None:
         assert answer.gap is not None and 0 <= answer.gap <= 1e-8
 
 
-def _solve(problem: Problem, first_pairs: int) -> Any:
-    """Also with a first program so small that it must be widened."""
+def _solve(problem: Problem, first_pairs: int, most_rows: int) -> Any:
+    """Also with a first search so small that it must be widened, and by the integer program alone or here and there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solver, "_FIRST_PAIRS", first_pairs)
+        patch.setattr(fronts, "_MAX_ROWS", most_rows)
         return solve(problem, relative_gap=1e-8)
 
 
@@ -204,6 +205,7 @@ def test_a_hair_over_the_budget_is_never_returned(monkeypatch: pytest.MonkeyPatc
         return Solution(np.array([1, 1]), found.bound) if next(calls) < overshoots else found
 
     monkeypatch.setattr(Model, "minimise", sloppy)
+    monkeypatch.setattr(fronts, "_MAX_ROWS", 0)
     groups = {"a": one([2, 3, 4], [1.0, 1.6, 2.0]), "b": one([3, 5, 9], [1.0, 2.5, 3.0])}
     cost = {"over": ["a", "b"], "ms": [[6, 11, 18], [10, 15, 27], [12, 20, 36]]}
     answer = solve(Problem(budget_ms=14, groups=groups, costs=[cost]))
@@ -225,6 +227,55 @@ def staircases(seed: int, groups: int, options: int) -> Problem:
     widest = dict.fromkeys(data, 3 * options)
     budget_ms = 0.4 * Problem(budget_ms=1, groups=data, costs=costs).latency_ms(widest)
     return Problem(budget_ms=budget_ms, groups=data, costs=costs)
+
+
+def equal_blocks(blocks: int, options: int) -> Problem:
+    """Interchangeable blocks around one shared group: every permutation of an answer is an answer."""
+    rng = np.random.default_rng(11)
+    widths = [5 * (i + 1) for i in range(options)]
+    curve = np.log(np.arange(1, options + 1) / options).tolist()
+    outer, inner = rng.uniform(1, 2, (2, options, options)) * np.outer(widths, widths)
+    groups = {"shared": one(widths, curve)}
+    costs = []
+    for i in range(blocks):
+        groups |= {f"a{i}": one(widths, curve), f"b{i}": one(widths, curve)}
+        costs += [{"over": ["shared", f"a{i}"], "ms": outer}, {"over": [f"a{i}", f"b{i}"], "ms": inner}]
+    dense_ms = Problem(budget_ms=1, groups=groups, costs=costs).latency_ms(dict.fromkeys(groups, widths[-1]))
+    return Problem(budget_ms=0.61 * dense_ms, groups=groups, costs=costs)
+
+
+def test_equal_blocks_need_no_integer_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch-and-bound search tries their permutations one by one; the rows of the fronts coincide instead."""
+    small = equal_blocks(2, 4)
+    best = max(importance for ms, importance, _ in every(small) if ms <= small.budget_ms)
+    monkeypatch.setattr(solver._Search, "_solve", lambda *_: pytest.fail("went to the integer program"))
+    assert solve(small, relative_gap=1e-9).importance == pytest.approx(best, rel=1e-8)
+    answer = solve(equal_blocks(12, 12), relative_gap=1e-6)
+    assert answer.status == "optimal"
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems(), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([1e-6, 0.4, 3.0]), st.integers(1, 8))
+def test_fronts_lose_no_more_than_they_say(problem: Problem, price: float, loss: float, sweeps: int) -> None:
+    """The bound of the rows holds for all choices within reach, and the best row is that close to it."""
+    graph = Graph.of(problem, merge(problem), [np.arange(len(group.widths)) for group in problem.groups.values()])
+    ascent = Ascent(graph, price, 1.0)
+    ascent.sweep(sweeps)
+    energy = ascent.bound + 2.0
+    within = ascent.reach().within(energy)
+    hair = 1e-9
+    limit_ms = problem.budget_ms - graph.constant_ms + hair
+    front = fronts.eliminate(ascent, *within, budget_ms=limit_ms, energy=energy + hair, loss=loss)
+    names, of_widths = list(problem.groups), {}
+    for ms, importance, widths in every(problem):
+        of_widths[tuple(widths.values())] = (ms, importance)
+        if ms <= problem.budget_ms and price * ms - importance <= energy:
+            assert importance <= front.importance + 1e-7
+    if front.choice is not None:
+        chosen = tuple(problem.groups[name].widths[i] for name, i in zip(names, front.choice, strict=False))
+        ms, importance = of_widths[chosen]
+        assert ms <= problem.budget_ms + 2 * hair
+        assert front.importance - loss - 1e-7 <= importance <= front.importance + 1e-7
 
 
 def test_deterministic() -> None:

@@ -1,10 +1,10 @@
 """The widths of greatest importance within a latency budget, with a proof.
 
 Four steps, each exact: options that another one replaces at no loss go (``dominance``); message passing at the best
-price of latency bounds what any answer with a given option can reach (``bounds``); the options and pairs near
-that bound make a small integer program (``formulation``); where its answer does not yet prove all others worse, the
-program is widened to just those that might be better. The proof is then the larger of the program's bound and the
-bound of what was left out.
+price of latency bounds what any answer with a given option can reach (``bounds``); the best among the options and
+pairs near that bound is found by dynamic programming (``fronts``), or, where the groups hang together too closely for
+that, by a small integer program (``formulation``); where it does not yet prove all others worse, the search widens
+to what might be better. The proof is then the larger of the search's bound and the bound of what was left out.
 
 Source: the coupled allocation of MDP (Multi-Dimensional Pruning, CVPR 2025).
 """
@@ -16,9 +16,10 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from widthwise.planner.bounds import Ascent
+from widthwise.planner.bounds import Ascent, Reach
 from widthwise.planner.dominance import undominated
 from widthwise.planner.formulation import Limit, Model
+from widthwise.planner.fronts import TooWide, eliminate
 from widthwise.planner.graph import Graph, Ints, merge
 from widthwise.planner.problem import Answer, Problem
 
@@ -30,9 +31,11 @@ _ROUNDING = 1e-11
 """Relative error allowed for in bounds that were added up in floats."""
 _MINIMUM_GAP = 1e-7
 _FIRST_PAIRS = 4000
-"""The first integer program has about this many pairs: few, as that is often enough and the next one has more."""
+"""The first search has about this many pairs: few, as that is often enough and the next one has more."""
 _PRICES, _SWEEPS, _LAST_SWEEPS = 20, 5, 20
 _PRICE_RATIO = 1.001
+_PRICE_SPAN = 100.0
+"""Messages at a price this many times higher have rounded too much away to be kept."""
 _WIDEN = 8
 _EXCLUSIONS = 20
 _SHARE = 0.95
@@ -160,8 +163,10 @@ class _Search:
             # Choices at or below the target need not be looked at: the best widths are known to be as good.
             target = self.importance + _SHARE * self._tolerance
             level = max(worth - reach.nearest(pairs) + margin, target)
-            model = Model(graph, len(kept), *reach.within(worth - level + margin))
-            bound = self._solve(model, graph, kept)
+            energy = worth - level + margin
+            bound = self._eliminate(ascent, reach, energy, kept)
+            if bound is None:
+                bound = self._solve(Model(graph, len(kept), *reach.within(energy)), graph, kept)
             self.bound = min(self.bound, max(bound, level, self.importance))
             if level == target:
                 return
@@ -178,9 +183,10 @@ class _Search:
         budget_ms = self.problem.budget_ms
         spread = -math.fsum(float(node.importance.min()) for node in graph.nodes)
         ascent = Ascent(graph, spread / budget_ms, 1.0)
-        low, high, best = 0.0, math.inf, (math.inf, ascent.price)
+        low, high, highest, best = 0.0, math.inf, 0.0, (math.inf, ascent.price)
         for _ in range(_PRICES):
             ascent.sweep(_SWEEPS)
+            highest = max(highest, ascent.price)
             best = min(best, (ascent.price * budget_ms - ascent.bound, ascent.price))
             if self.offer(self._widths(kept, ascent.choice)) > budget_ms:
                 low = ascent.price
@@ -190,9 +196,30 @@ class _Search:
                 break
             bracketed = low > 0 and high < math.inf
             ascent.reprice(math.sqrt(low * high) if bracketed else low * 4 or high / 4)
-        ascent.reprice(best[1])
+        if highest > _PRICE_SPAN * best[1]:
+            ascent = Ascent(graph, best[1], 1.0)
+        else:
+            ascent.reprice(best[1])
         ascent.sweep(_LAST_SWEEPS)
         return ascent
+
+    def _eliminate(self, ascent: Ascent, reach: Reach, energy: float, kept: Sequence[Ints]) -> float | None:
+        """Offer the best widths of at most this energy; none are better than the result (None: can't tell)."""
+        budget_ms = self.problem.budget_ms
+        hair_ms = _ROUNDING * budget_ms
+        try:
+            front = eliminate(
+                ascent,
+                *reach.within(energy),
+                budget_ms=budget_ms - ascent.graph.constant_ms + hair_ms,
+                energy=energy,
+                loss=max(_SHARE * self._tolerance, _TINY * self.unit) / 2,
+            )
+        except TooWide:
+            return None
+        if front.choice is not None and self.offer(self._widths(kept, front.choice)) > budget_ms:
+            return None  # by a rounding error; to rule out single choices is the integer program's business
+        return front.importance
 
     def _solve(self, model: Model, graph: Graph, kept: Sequence[Ints]) -> float:
         """Offer the model's best widths; no widths in it are better than the result."""
