@@ -28,7 +28,7 @@ from widthwise.planner.solver import solve
 
 __all__ = ["allocate", "build_problem"]
 
-RELATIVE_GAP = 1e-4
+RELATIVE_GAP = 1e-5
 _Array = npt.NDArray[np.float64]
 _Options = Mapping[str, Sequence[int]]
 
