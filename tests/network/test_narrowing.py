@@ -74,6 +74,19 @@ def test_the_proof_notices_a_model_that_does_not_run(
         silenced_difference(branches, small, network, {"inner": [0]}, [example])
 
 
+def test_leading_channels_keep_nothing_of_what_was_cut() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 1)).eval()
+    example = torch.randn(1, 3, 11, 11)
+    network = Network.trace(model, example)
+    for channels in (range(2), [1, 4]):
+        small = narrow(model, network, {"0": channels}, share=True)
+        for parameter in (small[0].weight, small[2].weight):
+            assert parameter.is_contiguous()
+            assert parameter.untyped_storage().nbytes() == parameter.numel() * 4
+        assert torch.equal(small[0].weight, model[0].weight[list(channels)])
+        assert torch.equal(small[2].weight, model[2].weight[:, list(channels)])
+
+
 def test_sharing_copies_only_what_was_cut(branches: nn.Module, network: Network) -> None:
     small = narrow(branches, network, {"inner": [0]}, share=True)
     assert small.mixed.weight.data_ptr() == branches.mixed.weight.data_ptr()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from widthwise.luts.errors import InvalidTable, TableMismatch
 from widthwise.luts.measurement import Estimator
 from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
+from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.profiling.profiler import Profiler, open_table, profile
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
@@ -116,3 +119,23 @@ def test_a_file_that_is_no_table_is_left_alone(
     with pytest.raises(InvalidTable):
         profile(wide, wide_network, (wide_example,), target=FAKE, path=path)
     assert path.read_text() == "mine"
+
+
+def test_networks_long_timed_are_freed(
+    tmp_path: Path, branches: nn.Module, network: Network, example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[weakref.ref[nn.Module]] = []
+    most_alive = 0
+
+    def remembering(*args: Any, **options: Any) -> nn.Module:
+        nonlocal most_alive
+        small = narrow(*args, **options)
+        built.append(weakref.ref(small))
+        most_alive = max(most_alive, sum(model() is not None for model in built))
+        return small
+
+    monkeypatch.setattr("widthwise.profiling.profiler.narrow", remembering)
+    target = Target.parse("torch:cpu")
+    profile(branches, network, (example,), target=target, path=tmp_path / "t.lut", time_s=60, networks=16)
+    assert len(built) == 16
+    assert most_alive <= 4  # those of one batch

@@ -211,13 +211,23 @@ def _replace(module: nn.Module, name: str, rows: _Indices, columns: _Indices | N
     cut = tensor.detach()
     for axis, indices in enumerate((rows, columns)):
         if indices is not None and len(indices) < cut.shape[axis]:
-            cut = cut.index_select(axis, torch.from_numpy(indices).to(cut.device))
+            cut = _select(cut, axis, indices)
     if cut.shape == tensor.shape:
         return
+    if cut.untyped_storage().nbytes() > cut.numel() * cut.element_size():  # a view; it would keep what was cut
+        cut = cut.clone(memory_format=torch.contiguous_format)
     if isinstance(tensor, nn.Parameter):
         setattr(module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
     else:
         setattr(module, name, cut)
+
+
+def _select(tensor: torch.Tensor, axis: int, indices: _Indices) -> torch.Tensor:
+    """These ascending indices of an axis; leading ones as a view, so that a large weight is copied only once."""
+    count = len(indices)
+    if int(indices[-1]) == count - 1:
+        return tensor.narrow(axis, 0, count)
+    return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
 
 
 def _shallow_weights(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ an answer, with the reason.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def verify(
         kept = timings[0].measurement(quiet_ms)
         run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)
         lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), kept, role=Role.VERIFY)
+        del sessions
+        gc.collect()  # their graphs refer to themselves and would keep both models' weights
     scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
     measured = timings[0].measurement(scale_ms)
     dense_ms = timings[1].measurement(scale_ms).latency_ms if dense is not None else plan.dense_ms

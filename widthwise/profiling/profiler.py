@@ -7,6 +7,7 @@ same table continues the same sequence.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -26,7 +27,7 @@ from widthwise.network.network import Network
 from widthwise.profiling import device
 from widthwise.profiling.runtimes import Candidate, Runtime, UnsupportedLayer, open_runtime
 from widthwise.profiling.sampler import Draw, WidthSampler, uncovered_specs
-from widthwise.profiling.schedule import Pace, Schedule
+from widthwise.profiling.schedule import Pace, Schedule, cheap_collections
 from widthwise.profiling.target import Target
 
 __all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"]
@@ -156,8 +157,9 @@ class Profiler:
             self._lut.set_quiet_reference(quiet_ms)
         info = {"load": device.load_average(), "reference_ms": quiet_ms}
         run = self._lut.begin_run(f"profile {self._network.name}", self._runtime.versions(), info=info)
-        self._time_networks(run, start, time_s * _NETWORK_SHARE, networks)
-        self._time_singles(run, start, time_s)
+        with cheap_collections():
+            self._time_networks(run, start, time_s * _NETWORK_SHARE, networks)
+            self._time_singles(run, start, time_s)
         self._lower_quiet_reference()
         self._on_progress(1.0, "done")
         return ProfileReport(
@@ -198,6 +200,7 @@ class Profiler:
                 break
             count = min(together, networks - index)
             self._time_batch(run, self._draws(range(index, index + count)))
+            gc.collect()
             index += count
             done = max((time.perf_counter() - start) / until_s, (index - first) / max(1, networks - first))
             self._on_progress(min(done, 1.0) * _NETWORK_SHARE, f"{index} networks")
