@@ -294,7 +294,9 @@ def test_ctrl_c_says_that_nothing_is_lost(model: str, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr("widthwise.profiling.profiler.profile", interrupted)
-    message = refused("profile", model, *SHAPE, "--target", "fake:cpu", "--lut", tmp_path / "x.lut", code=130)
+    message = refused(
+        "profile", model, *SHAPE, "--target", "fake:cpu", "--lut", tmp_path / "x.lut", "--workers", 1, code=130
+    )
     assert "everything measured so far is kept" in message
 
 
@@ -303,7 +305,7 @@ def test_a_defect_shows_no_traceback_unless_asked(model: str, tmp_path: Path, mo
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr("widthwise.profiling.profiler.profile", broken)
-    arguments = ("profile", model, *SHAPE, "--target", "fake:cpu", "--lut", tmp_path / "x.lut")
+    arguments = ("profile", model, *SHAPE, "--target", "fake:cpu", "--lut", tmp_path / "x.lut", "--workers", 1)
     assert "internal error: ZeroDivisionError: oops; set WIDTHWISE_DEBUG=1" in refused(*arguments, code=1)
     monkeypatch.setenv("WIDTHWISE_DEBUG", "1")
     assert isinstance(run(*arguments).exception, ZeroDivisionError)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from widthwise.luts import (
     Block,
+    Conditions,
     Estimator,
     Geometry,
     InvalidSpec,
@@ -96,7 +97,7 @@ def test_layers_are_filtered(lut: Lut, kit: SimpleNamespace) -> None:
 
 def test_raw_samples_come_back(lut: Lut, kit: SimpleNamespace) -> None:
     assert lut.samples(lut.layers()[0]) == kit.timed(2.0, 3.0, 5.0)
-    assert lut.samples(lut.networks()[1]) == kit.timed(4.3, 4.3, 4.3)
+    assert lut.samples(lut.networks()[0]) == kit.timed(7.0, 7.0, 7.0)
 
 
 def test_the_summary_counts(lut: Lut) -> None:
@@ -279,24 +280,60 @@ def test_files_that_are_no_table_are_refused_with_the_next_step(tmp_path: Path) 
 def test_other_versions_are_refused(make: Make) -> None:
     path = make()
     scribble(path, "PRAGMA user_version = 99")
-    refused(path, r"newer widthwise \(schema 99, this one reads up to 1\); run `pip install --upgrade widthwise`")
+    reads = f"this one reads up to {schema.SCHEMA_VERSION}"
+    refused(path, rf"newer widthwise \(schema 99, {reads}\); run `pip install --upgrade widthwise`")
     scribble(path, "PRAGMA user_version = 0")
     refused(path, "is damaged .schema version 0.")
 
 
 def test_older_versions_are_migrated_when_writing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make()
-    monkeypatch.setattr(
-        schema, "_MIGRATIONS", ("ALTER TABLE runs ADD COLUMN weather TEXT; UPDATE runs SET weather = 'fair'",)
-    )
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
-    with pytest.raises(InvalidTable, match="has the older schema 1; run `widthwise luts check"):
+    script = "ALTER TABLE runs ADD COLUMN weather TEXT; UPDATE runs SET weather = 'fair'"
+    monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, script))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    with pytest.raises(InvalidTable, match="has the older schema 2; run `widthwise luts check"):
         Lut.open(path, readonly=True)
     with Lut.open(path) as lut:
         assert len(lut.layers()) == 4
     scribble(path, "UPDATE runs SET weather = 'foul'")
     with Lut.open(path, readonly=True) as lut:  # once is enough
         assert len(lut.networks()) == 2
+
+
+def test_the_conditions_of_each_block_are_kept(lut: Lut) -> None:
+    dense, narrow = lut.networks()
+    assert [block.conditions for block in lut.samples(dense).blocks] == [None] * 3
+    kept = [block.conditions for block in lut.samples(narrow).blocks]
+    assert kept == [Conditions(cpu_share=share, switches=2) for share in (0.97, 0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "samples", ['[[1,1,{"cpu_share":"x"}]]', "[[1,1,3]]", '[[1,1,{"load":NaN}]]', "[[1,1,{},{}]]", '[{"a":1}]']
+)
+def test_conditions_that_cannot_be_are_refused(make: Make, samples: str) -> None:
+    path = make()
+    scribble(path, f"UPDATE networks SET samples = '{samples}'")
+    with Lut.open(path, readonly=True) as lut, pytest.raises(InvalidTable, match="bad samples"):
+        lut.samples(lut.networks()[0])
+
+
+def test_conditions_of_later_versions_are_passed_over(make: Make) -> None:
+    path = make()
+    scribble(path, """UPDATE networks SET samples = '[[1,1,{"moon":0.5,"load":2}]]'""")
+    with Lut.open(path, readonly=True) as lut:
+        assert lut.samples(lut.networks()[0]).blocks[0].conditions == Conditions(load=2)
+
+
+def test_tables_of_version_1_are_read_and_written(make: Make) -> None:
+    path = make()
+    scribble(path, "PRAGMA user_version = 1")
+    with Lut.open(path, readonly=True) as lut:  # rows of version 1 are valid as they are
+        assert len(lut.layers()) == 4
+    with Lut.open(path) as lut:
+        assert len(lut.networks()) == 2
+    scribble(path, "PRAGMA user_version")
+    with Lut.open(path, readonly=True) as lut:
+        assert lut.schema_version == 2
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])

@@ -1,34 +1,36 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from widthwise.luts.measurement import Conditions
 from widthwise.luts.spec import Geometry, LayerSpec
-from widthwise.profiling.runtimes.base import Session
+from widthwise.profiling.runtimes.base import References, Session
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
 
 CONV = Geometry("conv2d", ((1, 0, 14, 14),), ((1, 0, 14, 14),), (("groups", 1), ("kernel", (3, 3))))
-SQUARE = ((1, 0, 28, 28),)
-REFERENCE_MS = staircase_ms(
-    LayerSpec(Geometry("conv2d", SQUARE, SQUARE, (("groups", 1), ("kernel", (3, 3)))), (32, 32))
-)
 SPECS = [LayerSpec(CONV, (c, 2 * c)) for c in (16, 40, 88, 136)]
+
+
+def fake(world: World | None = None) -> FakeRuntime:
+    return FakeRuntime(Target.parse("fake:cpu"), world)
 
 
 def errors(world: World, *, corrected: bool) -> list[float]:
     """Relative errors of the recovered latencies against the known truth."""
-    runtime = FakeRuntime(Target.parse("fake:cpu"), world)
-    schedule = Schedule(runtime.reference(), pause=runtime.pause)
+    runtime = fake(world)
+    schedule = Schedule.on(runtime)
     schedule.warm_up()
     timings = schedule.measure([runtime.layer(spec) for spec in SPECS], Pace(blocks=12, most_blocks=12))
     found = []
     for spec, timing in zip(SPECS, timings, strict=True):
-        measurement = timing.measurement(REFERENCE_MS)
+        measurement = timing.measurement(runtime.quiet_reference_ms)
         recovered = measurement.latency_ms if corrected else measurement.raw_ms
         found.append(abs(recovered / (staircase_ms(spec) * world.single_factor) - 1))
     return found
@@ -46,23 +48,27 @@ def test_bursts_do_not_move_the_median() -> None:
 
 
 def test_noise_that_does_not_settle_is_called_unstable() -> None:
-    runtime = FakeRuntime(Target.parse("fake:cpu"), World(noise=0.5, seed=1))
-    schedule = Schedule(runtime.reference())
+    runtime = fake(World(noise=0.5, seed=1))
+    schedule = Schedule.on(runtime)
     timing = schedule.measure([runtime.layer(SPECS[3])], Pace(blocks=4, most_blocks=6, visit_s=0.0))[0]
     assert len(timing.blocks) == 6
     assert timing.measurement(1.0).status == "unstable"
 
 
 def test_a_settled_candidate_stops_early() -> None:
-    runtime = FakeRuntime(Target.parse("fake:cpu"), World(drift=0, noise=0.0001, burst_rate=0))
-    timing = Schedule(runtime.reference()).measure([runtime.layer(SPECS[0])], Pace(blocks=4, most_blocks=50))[0]
+    runtime = fake(World(drift=0, noise=0.0001, burst_rate=0))
+    timing = Schedule.on(runtime).measure([runtime.layer(SPECS[0])], Pace(blocks=4, most_blocks=50))[0]
     assert len(timing.blocks) == 4
 
 
 def test_the_quiet_reference_is_a_low_quantile() -> None:
-    runtime = FakeRuntime(Target.parse("fake:cpu"), World(drift=0.0, noise=0.02, burst_rate=0.2, burst=2.0))
-    quiet_ms = Schedule(runtime.reference()).warm_up()
-    assert 0.95 < quiet_ms / REFERENCE_MS < 1.02
+    runtime = fake(World(drift=0.0, noise=0.02, burst_rate=0.2, burst=2.0))
+    assert 0.95 < Schedule.on(runtime).warm_up() / runtime.quiet_reference_ms < 1.02
+
+
+def both(session: Session) -> References:
+    """One session as either reference."""
+    return References(session, session)
 
 
 class _Watching(Session):
@@ -80,7 +86,7 @@ def test_no_garbage_collection_while_timing(enabled: bool) -> None:
     was = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
-        Schedule(_Watching()).measure([session])
+        Schedule(both(_Watching())).measure([session])
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
@@ -98,8 +104,8 @@ def test_runs_of_candidates_are_interleaved() -> None:
             order.append(self.name)
             return 0.2  # long: one run a visit
 
-    Schedule(Named("reference")).measure([Named("a"), Named("b")], Pace(blocks=6, most_blocks=6))
-    visits = [name for name, before in zip(order[4:], order[3:], strict=False) if name != before]
+    Schedule(both(Named("reference"))).measure([Named("a"), Named("b")], Pace(blocks=6, most_blocks=6))
+    visits = [name for name, before in zip(order[7:], order[6:], strict=False) if name != before]
     assert {"a", "b", "reference"} == set(visits)
     pairs = list(pairwise(visits))
     assert all("reference" in pair for pair in pairs), "every candidate is run between two references"
@@ -120,21 +126,97 @@ class _Weather(Session):
 
 def test_the_schedule_waits_for_quiet() -> None:
     pauses: list[float] = []
-    reference = _Weather(range(30, 60))
-    schedule = Schedule(reference, pause=pauses.append)
+    reference = _Weather(range(80, 160))
+    schedule = Schedule(both(reference), pause=pauses.append)
     timing = schedule.measure([_Watching()], Pace(blocks=30, most_blocks=30))[0]
     assert pauses and schedule.waited_s >= sum(pauses)
-    assert {block.reference_ms for block in timing.blocks} == {10.0}
+    assert [block.reference_ms for block in timing.blocks] == pytest.approx([20.0] * 30)
 
 
 def test_patience_ends_on_a_machine_that_stays_disturbed() -> None:
     pauses: list[float] = []
-    schedule = Schedule(_Weather(range(10, 10**9)), quiet_ms=10.0, pause=pauses.append)
+    schedule = Schedule(both(_Weather(range(20, 10**9))), quiet_ms=20.0, pause=pauses.append)
     timing = schedule.measure([_Watching()], Pace(blocks=5, most_blocks=5))[0]
     assert len(timing.blocks) == 5
     assert 5 < sum(pauses) < 15
 
 
 def test_a_known_quiet_reference_is_not_forgotten() -> None:
-    schedule = Schedule(_Weather(range(1, 10**9)), quiet_ms=10.0)
-    assert schedule.warm_up() == 10.0
+    schedule = Schedule(both(_Weather(range(1, 10**9))), quiet_ms=20.0)
+    assert schedule.warm_up() == 20.0
+
+
+class _Paced(Session):
+    """Takes what a function of the runs so far says."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.runs = 0
+        self.seconds = seconds
+
+    def run(self) -> float:
+        self.runs += 1
+        return self.seconds(self.runs)
+
+
+def test_the_reference_is_interpolated_to_the_moment_of_the_timed_runs() -> None:
+    """Everything slows down steadily with time; the mean of both readings would be that of an earlier moment."""
+    now_s = 0.0
+
+    class Slowing(Session):
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def run(self) -> float:
+            nonlocal now_s
+            taken = self.seconds * (1 + 0.1 * now_s)
+            now_s += taken
+            return taken
+
+    schedule = Schedule(both(Slowing(0.001)), quiet_ms=2.0)
+    schedule._patience_s = 0.0  # nothing is dropped
+    timing = schedule.measure([Slowing(0.04)], Pace(blocks=5, most_blocks=5, visit_s=0.6))[0]
+    assert timing.measurement(2.0).latency_ms == pytest.approx(40.0, rel=0.004)
+
+
+def test_blocks_are_dropped_where_the_references_disagree() -> None:
+    """A neighbour that slows memory alone: no ratio corrects that, so such blocks must go."""
+    world = World(drift=0, noise=0.003, burst_rate=0, memory_drift=0.6, memory_period_s=6.0, seed=2)
+    runtime = fake(world)
+    schedule = Schedule.on(runtime)
+    schedule.warm_up()
+    timings = schedule.measure([runtime.layer(spec) for spec in SPECS], Pace(blocks=12, most_blocks=12))
+    kept = [block.conditions for timing in timings for block in timing.blocks]
+    assert schedule.dropped["references disagree"] + schedule.dropped["disturbed"] > 5
+    assert all(conditions and abs(conditions.disagreement or 0) < 0.13 for conditions in kept)
+
+
+def test_blocks_that_were_kept_waiting_are_dropped_and_taken_again() -> None:
+    runtime = fake(World(drift=0, noise=0.003, burst_rate=0.08, burst=3.0, seed=4))
+    schedule = Schedule.on(runtime)
+    timing = schedule.measure([runtime.layer(SPECS[3])], Pace(blocks=30, most_blocks=30, visit_s=0.0))[0]
+    assert schedule.dropped["kept waiting"] > 0
+    assert len(timing.blocks) == 30
+    assert all(block.conditions and (block.conditions.cpu_share or 1) >= 0.95 for block in timing.blocks)
+
+
+def test_a_machine_that_is_never_fit_still_gives_a_table() -> None:
+    """Every block is spoilt; patience ends, and what was seen is kept with its conditions."""
+    watch = lambda: lambda: Conditions(cpu_share=0.5)  # noqa: E731
+    schedule = Schedule(both(_Paced(lambda run: 0.01)), watch=watch)
+    timing = schedule.measure([_Paced(lambda run: 0.3)], Pace(blocks=4, most_blocks=4))[0]
+    assert [block.conditions and block.conditions.cpu_share for block in timing.blocks] == [0.5] * 4
+    assert schedule.waited_s > 9
+
+
+def test_intervals_hold_the_truth() -> None:
+    """Blocks are independent draws here, so a 95 % interval must hold the truth about that often."""
+    runtime = fake(World(drift=0.1, noise=0.03, burst_rate=0.02, seed=11))
+    schedule = Schedule.on(runtime)
+    schedule.warm_up()
+    specs = [LayerSpec(CONV, (8 * i, 8 * j)) for i in range(4, 12) for j in range(4, 12)]
+    timings = schedule.measure([runtime.layer(spec) for spec in specs], Pace(blocks=12, most_blocks=12))
+    held = 0
+    for spec, timing in zip(specs, timings, strict=True):
+        low, high = timing.measurement(runtime.quiet_reference_ms).interval_ms
+        held += low <= staircase_ms(spec) * runtime.world.single_factor <= high
+    assert held >= 0.85 * len(specs)

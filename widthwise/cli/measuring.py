@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,9 @@ def profile(
     threads: Threads = 1,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
     time: Annotated[str, typer.Option("--time", help="How long to measure: 90s, 3m.")] = "4m",
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Fresh processes to share the time among; 0: one a minute, up to 3.")
+    ] = 0,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
@@ -52,6 +56,7 @@ def profile(
     from widthwise.planner.proposal import Proposer
     from widthwise.profiling import profiler
     from widthwise.profiling.target import Target
+    from widthwise.profiling.workers import Job, profile_in_workers, workers_for
     from widthwise.report.terminal import facts, show
 
     where = Target.parse(target, threads=threads, dtype=dtype)
@@ -59,17 +64,23 @@ def profile(
     network = Network.trace(module, example, name=model)
     if not network.free:
         note(f"widthwise: {model} has no prunable channels; its latency is measured, but no plan can change it")
+    processes = workers or workers_for(time_s)
     with progress(f"profiling {model}") as on_progress:
-        report = profiler.profile(
-            module,
-            network,
-            example,
-            target=where,
-            path=lut,
-            time_s=time_s,
-            propose=Proposer(module, network),
-            on_progress=on_progress,
-        )
+        if processes == 1:
+            report = profiler.profile(
+                module,
+                network,
+                example,
+                target=where,
+                path=lut,
+                time_s=time_s,
+                propose=Proposer(module, network),
+                on_progress=on_progress,
+            )
+        else:
+            del module  # the workers make their own; only one model is held at a time
+            job = Job(model, weights, example, where, lut, propose=Proposer)
+            report = profile_in_workers(job, time_s=time_s, workers=processes, on_progress=on_progress)
     if as_json:
         emit({**asdict(report), "lut": str(lut)})
         return
@@ -77,9 +88,14 @@ def profile(
         ("dense", f"{report.dense_ms:.4g} ms"),
         ("measured", f"{report.networks} networks and {report.layers} layers in {report.seconds:.0f} s"),
         ("unstable", f"{report.unstable} measurements didn't settle"),
+        ("taken again", _counts(report.dropped) or "no block"),
         ("next", f"widthwise plan {model} --input {' --input '.join(inputs)} --lut {lut} --budget 60% -o plan.json"),
     ]
     show(facts(f"{model} on {where} → {lut}", rows))
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} blocks ({reason})" for reason, count in reasons.items())
 
 
 @reported

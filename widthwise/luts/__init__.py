@@ -3,7 +3,7 @@
 from widthwise.luts.checks import Finding, Severity, check
 from widthwise.luts.errors import InvalidSpec, InvalidTable, MissingLayers, TableMismatch
 from widthwise.luts.exchange import Merged, export_table, import_table, merge
-from widthwise.luts.measurement import Block, Estimator, Measurement, Status, Summary, summarise
+from widthwise.luts.measurement import Block, Conditions, Estimator, Measurement, Status, Summary, summarise
 from widthwise.luts.records import LayerRecord, NetworkKey, NetworkRecord, Role, RunRecord, Scalar, TableSummary
 from widthwise.luts.spec import FREE, Geometry, LayerSpec, Option
 from widthwise.luts.store import Lut
@@ -12,6 +12,7 @@ from widthwise.luts.table import LatencyTable, Surface
 __all__ = [
     "FREE",
     "Block",
+    "Conditions",
     "Estimator",
     "Finding",
     "Geometry",

@@ -65,6 +65,9 @@ class TableMismatch(BadInput):
         super().__init__(message)
         self.fields = fields
 
+    def __reduce__(self) -> tuple[object, ...]:  # errors cross processes
+        return type(self), (str(self), self.fields)
+
 
 class MissingLayers(BadInput):
     """A LUT without (some of) this network's layers."""
@@ -96,6 +99,9 @@ class InfeasibleBudget(Unmet):
     def __init__(self, message: str, minimum_ms: float) -> None:
         super().__init__(message)
         self.minimum_ms = minimum_ms
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.minimum_ms)
 
 
 class VerificationFailed(Unmet):

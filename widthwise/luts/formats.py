@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 from widthwise.luts.errors import InvalidSpec, InvalidTable
 from widthwise.luts.measurement import Block, Estimator, Measurement, summarise
 from widthwise.luts.records import NetworkKey, Role, RunRecord, Scalar
-from widthwise.luts.rows import LayerItem, dump_facts, parse_samples, parse_widths, utc_now
+from widthwise.luts.rows import LayerItem, dump_facts, dump_samples, parse_samples, parse_widths, utc_now
 from widthwise.luts.schema import BadRow
 from widthwise.luts.spec import Geometry, LayerSpec
 
@@ -79,7 +79,7 @@ def _lines(item: Item) -> Iterator[dict[str, Any]]:
         yield {"run": {name: getattr(item, name) for name in names}}
     elif isinstance(item, NetworkItem):
         key = {"signature": item.network.signature, "model": item.network.model, "widths": dict(item.network.widths)}
-        sample = {**key, "role": item.role.value, "samples": _pairs(item.measurement)}
+        sample = {**key, "role": item.role.value, "samples": dump_samples(item.measurement)}
         yield {"network": sample, "of": item.run, "layers": [_layer(layer) for layer in item.layers]}
     else:
         for layer in item.layers:
@@ -89,17 +89,13 @@ def _lines(item: Item) -> Iterator[dict[str, Any]]:
 def _layer(item: LayerItem) -> dict[str, Any]:
     layer = {} if item.name is None else {"name": item.name}
     geometry = json.loads(item.spec.geometry.key)
-    samples = _pairs(item.measurement)
+    samples = dump_samples(item.measurement)
     return layer | {
         "geometry": geometry,
         "channels": item.spec.channels,
         "estimator": item.estimator.value,
         "samples": samples,
     }
-
-
-def _pairs(measurement: Measurement) -> list[list[float]]:
-    return [[block.latency_ms, block.reference_ms] for block in measurement.blocks]
 
 
 def read_jsonl(file: IO[str], path: Path) -> tuple[Header, Iterator[Item]]:

@@ -8,16 +8,26 @@ blocks (duet benchmarking, ICPE 2020; Kalibera & Jones, ISMM 2013).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from typing import Self
 
 import numpy as np
 
 from widthwise.luts.errors import InvalidSpec
 
-__all__ = ["SETTLED_HALF_WIDTH", "Block", "Estimator", "Measurement", "Status", "Summary", "summarise"]
+__all__ = [
+    "SETTLED_HALF_WIDTH",
+    "Block",
+    "Conditions",
+    "Estimator",
+    "Measurement",
+    "Status",
+    "Summary",
+    "summarise",
+]
 
 SETTLED_HALF_WIDTH = 0.05
 """A measurement whose 95 % interval is wider than ± this share of its median is called unstable."""
@@ -47,11 +57,59 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the machine did while a block was taken; None where the system doesn't tell.
+
+    Attributes:
+        cpu_share: CPU time of the timed thread over wall time; below 1 it was kept waiting.
+        switches: times it was taken off its core against its will.
+        steal_share: of all cores' time, taken by the hypervisor for others.
+        load: runnable processes, averaged over the last minute.
+        clock_mhz: of the core, or of the GPU's multiprocessors.
+        disagreement: by how much the memory-bound reference was slowed down more than the compute-bound one.
+
+    Example:
+        >>> Conditions(cpu_share=0.97, switches=2).as_dict()
+        {'cpu_share': 0.97, 'switches': 2}
+    """
+
+    cpu_share: float | None = None
+    switches: int | None = None
+    steal_share: float | None = None
+    load: float | None = None
+    clock_mhz: float | None = None
+    disagreement: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """What is known, rounded to what such readings are worth."""
+        fields = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: round(value, 4) for name, value in fields if value is not None}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object]) -> Self:
+        """The conditions :meth:`as_dict` wrote; names of later versions are passed over.
+
+        Raises:
+            InvalidSpec: a value that is no finite number.
+        """
+        known = {name: value for name, value in fields.items() if name in cls.__slots__}
+        for name, value in known.items():
+            if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value)):
+                raise InvalidSpec(f"{name} must be a finite number, got {value!r}")
+        return cls(**known)  # type: ignore[arg-type]  # checked above
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
-    """One interleaved sample: a latency and the reference kernel's latency around it, both in ms."""
+    """One interleaved sample: a latency and the reference kernel's latency at that moment, both in ms.
+
+    Attributes:
+        conditions: what was observed meanwhile, where it was.
+    """
 
     latency_ms: float
     reference_ms: float
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("latency_ms", self.latency_ms), ("reference_ms", self.reference_ms)):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from widthwise.luts.errors import InvalidSpec, InvalidTable
-from widthwise.luts.measurement import Block, Estimator, Measurement, Status, summarise
+from widthwise.luts.measurement import Block, Conditions, Estimator, Measurement, Status, summarise
 from widthwise.luts.records import LayerRecord, NetworkKey, NetworkRecord, Role, RunRecord, Scalar
 from widthwise.luts.schema import BadRow
 from widthwise.luts.spec import Geometry, LayerSpec
@@ -27,6 +27,7 @@ __all__ = [
     "LayerItem",
     "Point",
     "dump_facts",
+    "dump_samples",
     "insert_layers",
     "insert_network",
     "insert_run",
@@ -110,6 +111,15 @@ def dump_facts(facts: Mapping[str, Scalar], what: str) -> dict[str, str]:
     return dumped
 
 
+def dump_samples(measurement: Measurement) -> list[list[Any]]:
+    """The raw blocks as JSON values: ``[latency_ms, reference_ms]``, and the conditions where they were observed."""
+    return [
+        [float(block.latency_ms), float(block.reference_ms)]
+        + ([block.conditions.as_dict()] if block.conditions is not None else [])
+        for block in measurement.blocks
+    ]
+
+
 def insert_run(db: sqlite3.Connection, run: RunRecord) -> int:
     """Add a run and give its id here (``run.id`` is ignored)."""
     cursor = db.execute(
@@ -166,8 +176,8 @@ def _derived(measurements: Sequence[Measurement]) -> list[tuple[float, float, fl
     for measurement, s in zip(measurements, summarise(measurements), strict=True):
         if not (0 < s.low_ms <= s.high_ms < math.inf and 0 < s.latency_ms < math.inf):
             raise InvalidSpec(f"latency must be a positive number of milliseconds, got {s.latency_ms}")
-        pairs = [[float(block.latency_ms), float(block.reference_ms)] for block in measurement.blocks]
-        rows.append((s.latency_ms, s.low_ms, s.high_ms, s.status.value, s.blocks, _encode(pairs)))
+        samples = _encode(dump_samples(measurement))
+        rows.append((s.latency_ms, s.low_ms, s.high_ms, s.status.value, s.blocks, samples))
     return rows
 
 
@@ -210,16 +220,24 @@ def parse_samples(text: Any, quiet_reference_ms: float, where: str) -> Measureme
     """The measurement behind a row's raw samples.
 
     Raises:
-        BadRow: the text is not ``[[latency_ms, reference_ms], …]`` with positive numbers.
+        BadRow: the text is not ``[[latency_ms, reference_ms, conditions?], …]`` with positive numbers.
     """
     try:
-        pairs = json.loads(text)
-        if not isinstance(pairs, list) or any(type(n) not in (int, float) for pair in pairs for n in pair):
-            raise ValueError("not a list of number pairs")
-        blocks = tuple(Block(float(latency), float(reference)) for latency, reference in pairs)
-        return Measurement(blocks, quiet_reference_ms)
+        samples = json.loads(text)
+        if not isinstance(samples, list):
+            raise ValueError("not a list of samples")
+        return Measurement(tuple(map(_block, samples)), quiet_reference_ms)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadRow(f"{where}: bad samples ({error})") from error
+
+
+def _block(sample: Any) -> Block:
+    if not (isinstance(sample, list) and 2 <= len(sample) <= 3 and all(type(n) in (int, float) for n in sample[:2])):
+        raise ValueError("a sample is no pair of numbers")
+    conditions = sample[2:]
+    if conditions and not isinstance(conditions[0], dict):
+        raise ValueError("conditions are no names with numbers")
+    return Block(float(sample[0]), float(sample[1]), *map(Conditions.from_dict, conditions))
 
 
 def select_samples(db: sqlite3.Connection, table: str, identifier: int, quiet_reference_ms: float) -> Measurement:

@@ -27,15 +27,17 @@ BUSY_SECONDS = 30
 # _MIGRATIONS, and the same change to _TABLES.
 #
 #   1   facts, runs, geometries, networks, layers, layer_samples
-_MIGRATIONS: tuple[str, ...] = ()
+#   2   a sample may hold a third element, the conditions it was taken under; rows of version 1 are valid as they are
+_MIGRATIONS: tuple[str, ...] = ("",)
 """The i-th script turns version i + 1 into version i + 2."""
 
 SCHEMA_VERSION = 1 + len(_MIGRATIONS)
 """The version this code writes (``PRAGMA user_version``)."""
 
-# latency_ms, low_ms, high_ms, status and blocks are derived from samples (JSON [[latency_ms, reference_ms], ...])
-# and facts.quiet_reference_ms; they stand beside them for whoever reads the file with SQL. The samples of layers
-# have a table of their own because they are nine tenths of the file and a predictor reads all but them.
+# latency_ms, low_ms, high_ms, status and blocks are derived from samples (JSON [[latency_ms, reference_ms,
+# conditions?], ...]) and facts.quiet_reference_ms; they stand beside them for whoever reads the file with SQL. The
+# samples of layers have a table of their own because they are nine tenths of the file and a predictor reads all but
+# them; their conditions are those of the network they were timed in.
 _TABLES = """
 CREATE TABLE facts (
     section TEXT NOT NULL CHECK (section IN ('target', 'fingerprint', 'table')),
@@ -283,6 +285,8 @@ def _migrate(db: sqlite3.Connection, path: Path, *, readonly: bool) -> None:
     if version == SCHEMA_VERSION:
         return
     if readonly:
+        if not any(script.strip() for script in _MIGRATIONS[version - 1 :]):
+            return  # the layout is the same
         raise InvalidTable(
             f"{path} has the older schema {version}; run `widthwise luts check {path}` once to upgrade it"
         )

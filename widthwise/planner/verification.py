@@ -86,7 +86,7 @@ def verify(
         quiet_ms = lut.quiet_reference_ms
         if quiet_ms is None:
             raise InvalidTable(f"{path} holds no measurements; make them with `widthwise profile`")
-        schedule = Schedule(runtime.reference(), quiet_ms=quiet_ms, pause=runtime.pause)
+        schedule = Schedule.on(runtime, quiet_ms=quiet_ms)
         info = {"load": device.load_average(), "reference_ms": schedule.warm_up()}
         models = [small] if dense is None else [small, dense]
         sessions = [_session(runtime, model, example) for model in models]

@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,9 +25,10 @@ from widthwise.luts.store import Lut
 from widthwise.network.narrowing import leading, narrow
 from widthwise.network.network import Network
 from widthwise.profiling import device
+from widthwise.profiling.memory import cheap_collections, return_free_memory
 from widthwise.profiling.runtimes import Candidate, Runtime, UnsupportedLayer, open_runtime
 from widthwise.profiling.sampler import Draw, WidthSampler, uncovered_specs
-from widthwise.profiling.schedule import Pace, Schedule, cheap_collections
+from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
 
 __all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"]
@@ -66,7 +67,9 @@ class ProfileReport:
         networks: narrowed networks timed.
         unstable: measurements of either that didn't settle.
         seconds: wall time of the call.
-        waited_s: of these spent waiting for a disturbed machine to calm down.
+        waited_s: of these spent waiting for a disturbed machine to calm down, and on blocks it spoilt.
+        timed_s: of these inside timed calls.
+        dropped: blocks that were spoilt and taken again, by reason.
         dense_ms: latency of the dense network.
         skipped: kinds of layers this runtime can't time alone.
     """
@@ -78,6 +81,8 @@ class ProfileReport:
     waited_s: float
     dense_ms: float
     skipped: tuple[str, ...] = ()
+    timed_s: float = 0.0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_table(path: Path, runtime: Runtime) -> Lut:
@@ -140,7 +145,7 @@ class Profiler:
         self._lut = lut
         self._options = network.options()
         self._sampler = WidthSampler(self._options, seed=seed)
-        self._schedule = Schedule(runtime.reference(), quiet_ms=lut.quiet_reference_ms, pause=runtime.pause, seed=seed)
+        self._schedule = Schedule.on(runtime, quiet_ms=lut.quiet_reference_ms, seed=seed)
         self._propose = propose
         self._on_progress = on_progress or (lambda share, text: None)
         self._layers = self._networks = self._unstable = 0
@@ -160,6 +165,7 @@ class Profiler:
         with cheap_collections():
             self._time_networks(run, start, time_s * _NETWORK_SHARE, networks)
             self._time_singles(run, start, time_s)
+        return_free_memory()
         self._lower_quiet_reference()
         self._on_progress(1.0, "done")
         return ProfileReport(
@@ -170,6 +176,8 @@ class Profiler:
             waited_s=self._schedule.waited_s,
             dense_ms=self._dense_ms(),
             skipped=tuple(sorted(self._skipped)),
+            timed_s=self._schedule.timed_s,
+            dropped=dict(self._schedule.dropped),
         )
 
     @property
@@ -201,8 +209,10 @@ class Profiler:
             count = min(together, networks - index)
             self._time_batch(run, self._draws(range(index, index + count)))
             gc.collect()
+            if together == 1:  # large
+                return_free_memory()
             index += count
-            done = max((time.perf_counter() - start) / until_s, (index - first) / max(1, networks - first))
+            done = max((time.perf_counter() - start) / max(until_s, 1e-9), (index - first) / max(1, networks - first))
             self._on_progress(min(done, 1.0) * _NETWORK_SHARE, f"{index} networks")
 
     def _draws(self, indices: Sequence[int]) -> list[Draw]:

@@ -1,47 +1,44 @@
-"""The timing schedule: interleaved blocks, every latency a ratio to a reference kernel run around it.
+"""The timing schedule: interleaved blocks, every latency a ratio to reference kernels run around it.
 
-On a shared machine everything drifts by 10 % within seconds. A block runs the reference kernel, one
-candidate, and the reference again; the candidate counts as a ratio to the two references' mean, so a drift
-that slows both cancels. Candidates take turns in shuffled order, so what is left of it hits all alike
-(random interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
+On a shared machine everything drifts by 10 % within seconds. A block runs the references, one candidate, and the
+references again; the candidate counts as a ratio to what the references took at its moment, interpolated between
+the two readings, so a drift that slows both cancels. Candidates take turns in shuffled order, so what is left of it
+hits all alike (random interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
 
-The ratio corrects a slowdown only as far as reference and candidate slow down alike, which they do to about 10 %
-when neighbours fight for cache and memory. So while the reference runs far above its quiet latency the schedule
-waits, as nvbench does on a throttled clock; how long is bounded by a share of the time spent measuring.
+The ratio corrects a slowdown only as far as reference and candidate slow down alike. So a block is dropped, and taken
+again, when the machine was far from its quiet pace, when the compute-bound and the memory-bound reference disagree,
+or when the system says that the core was taken away; while the references run far above their quiet latency the
+schedule waits, as nvbench does on a throttled clock. All that is bounded by a share of the time spent measuring.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
-from widthwise.luts.measurement import Block, Measurement
-from widthwise.profiling.runtimes.base import NetworkSession, Session
+from widthwise.luts.measurement import Block, Conditions, Measurement
+from widthwise.profiling.conditions import is_contaminated
+from widthwise.profiling.gauge import Gauge, Reading
+from widthwise.profiling.runtimes.base import NetworkSession, References, Runtime, Session
 
-__all__ = ["Pace", "Schedule", "Timing", "cheap_collections"]
-
-_REFERENCE_RUNS = 2
-_WARM_UP_ROUNDS = 40
-_FLAT_WINDOW = 8
-_FLAT = 0.03
-"""The reference counts as flat when the medians of two successive windows differ by less."""
-
-_BUSY = 1.12
-"""The machine counts as disturbed while the reference takes this many times its quiet latency."""
+__all__ = ["Pace", "Schedule", "Timing"]
 
 _PAUSE_S = 0.25
 _FIRST_PATIENCE_S = 10.0
 _PATIENCE = 0.5
 """Seconds of waiting granted for each second of measuring."""
 
-_QUIET_QUANTILE = 0.1
+_DISAGREEMENT = 0.12
+"""A block is dropped when one reference was slowed down by so much more than the other."""
+
 _LONG_RUN_S = 0.25
 """A run this long settles by itself: it needs no runs before it that don't count."""
 
@@ -73,6 +70,15 @@ class Timing:
     blocks: list[Block] = field(default_factory=list)
     layers: list[list[Block]] = field(default_factory=list)
 
+    def add(self, visit: _Visit, reference_ms: float, conditions: Conditions) -> None:
+        """A block of the medians of a visit; the conditions stay with the whole."""
+        self.blocks.append(Block(float(np.median(visit.whole_s)) * 1e3, reference_ms, conditions))
+        if visit.layers_s:
+            medians = np.median(np.array(visit.layers_s), axis=0) * 1e3
+            self.layers = self.layers or [[] for _ in medians]
+            for blocks, latency_ms in zip(self.layers, medians, strict=True):
+                blocks.append(Block(max(float(latency_ms), 1e-6), reference_ms))
+
     def measurement(self, quiet_reference_ms: float) -> Measurement:
         """Of the candidate as a whole."""
         return Measurement(tuple(self.blocks), quiet_reference_ms)
@@ -83,52 +89,58 @@ class Timing:
 
 
 class Schedule:
-    """Measures sessions against one reference kernel.
+    """Measures sessions against the reference kernels.
 
     Args:
-        reference: constant short work; ran before and after every candidate.
-        quiet_ms: what the reference takes on the undisturbed device, where that is known.
+        references: constant short work; run before and after every candidate.
+        quiet_ms: what the references take on the undisturbed device, where that is known.
         pause: lets time pass; :func:`time.sleep` on real devices.
+        watch: begins to observe the machine; the call it gives ends that, see :meth:`Runtime.watch`.
         seed: of the order in which candidates take turns.
 
     Attributes:
-        waited_s: seconds spent on waiting for quiet, and on blocks that were disturbed and taken again.
+        waited_s: seconds spent on waiting for quiet, and on blocks that were dropped and taken again.
+        dropped: how many blocks were dropped, by reason.
+        timed_s: seconds inside timed calls, warm-up and references included.
     """
 
     def __init__(
         self,
-        reference: Session,
+        references: References,
         *,
         quiet_ms: float | None = None,
         pause: Callable[[float], None] = time.sleep,
+        watch: Callable[[], Callable[[], Conditions]] = lambda: Conditions,
         seed: int = 0,
     ) -> None:
-        self._reference = reference
-        self._known_quiet_ms = quiet_ms if quiet_ms is not None else math.inf
+        self._gauge = Gauge(references, quiet_ms=quiet_ms)
         self._pause = pause
+        self._watch = watch
         self._random = random.Random(seed)
-        self._references_ms: list[float] = []
         self._patience_s = _FIRST_PATIENCE_S
         self.waited_s = 0.0
+        self.dropped: Counter[str] = Counter()
+        self._visits_s = 0.0
+
+    @classmethod
+    def on(cls, runtime: Runtime, *, quiet_ms: float | None = None, seed: int = 0) -> Self:
+        """A schedule with the references, the clock and the senses of this runtime."""
+        return cls(runtime.references(), quiet_ms=quiet_ms, pause=runtime.pause, watch=runtime.watch, seed=seed)
 
     @property
     def quiet_ms(self) -> float:
-        """Latency of the reference on the undisturbed device: a low quantile of what was seen, or what was known."""
-        seen = float(np.quantile(self._references_ms, _QUIET_QUANTILE)) if self._references_ms else math.inf
-        return min(self._known_quiet_ms, seen)
+        """Latency of the references on the undisturbed device."""
+        return self._gauge.quiet_ms
+
+    @property
+    def timed_s(self) -> float:
+        return self._visits_s + self._gauge.spent_s
 
     def warm_up(self) -> float:
-        """Runs the reference until it is flat; gives :attr:`quiet_ms`."""
+        """Runs the references until they are flat; gives :attr:`quiet_ms`."""
         gc.collect()  # once: a collection takes a fifth of a second with torch loaded
         with _no_garbage_collection():
-            seen: list[float] = []
-            for _ in range(_WARM_UP_ROUNDS):
-                seen.append(self._run_reference())
-                if len(seen) >= 2 * _FLAT_WINDOW:
-                    before, after = (np.median(seen[-k * _FLAT_WINDOW :][:_FLAT_WINDOW]) for k in (2, 1))
-                    if abs(after / before - 1) < _FLAT:
-                        break
-        return self.quiet_ms
+            return self._gauge.warm_up()
 
     def measure(self, sessions: Sequence[Session], pace: Pace | None = None) -> list[Timing]:
         """Times these sessions against each other, in one interleaved run."""
@@ -152,68 +164,84 @@ class Schedule:
 
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
         runs = max(1, min(pace.most_runs, round(pace.visit_s / max(expected_s, 1e-9))))
-        before = self._quiet_reference()
-        for _ in range((runs + 1) // 2 if expected_s < _LONG_RUN_S else 0):
-            session.run()
-        whole, layers = [], []
-        for _ in range(runs):
-            whole.append(session.run())
-            if isinstance(session, NetworkSession):
-                layers.append(session.run_layers())
-        after = self._run_reference()
-        spent_s = sum(whole) + (before + after) * 1e-3
-        if after > _BUSY * self.quiet_ms and self._patience_s > 0:
-            self._wait(spent_s)  # disturbed: taken again in a later round
+        before = self._quiet_reading()
+        finish = self._watch()
+        visit = _visit(session, warm_up=(runs + 1) // 2 if expected_s < _LONG_RUN_S else 0, runs=runs)
+        conditions = finish()
+        self._visits_s += visit.spent_s
+        after = self._gauge.read()
+        conditions = replace(conditions, disagreement=self._gauge.disagreement(before, after))
+        spent_s = visit.spent_s + (before.latency_ms + after.latency_ms) * 1e-3
+        reason = self._spoilt(after, conditions, runs)
+        if reason and self._patience_s > 0:  # taken again in a later round
+            self.dropped[reason] += 1
+            self._wait(spent_s)
             return
         self._patience_s += _PATIENCE * spent_s
-        reference_ms = (before + after) / 2
-        timing.blocks.append(Block(float(np.median(whole)) * 1e3, reference_ms))
-        if layers:
-            medians = np.median(np.array(layers), axis=0) * 1e3
-            timing.layers = timing.layers or [[] for _ in medians]
-            for blocks, latency_ms in zip(timing.layers, medians, strict=True):
-                blocks.append(Block(max(float(latency_ms), 1e-6), reference_ms))
+        timing.add(visit, _interpolated(before, after, visit), conditions)
 
-    def _quiet_reference(self) -> float:
-        """The reference's latency, once it is quiet or patience has run out."""
-        latency_ms = self._run_reference()
-        while latency_ms > _BUSY * self.quiet_ms and self._patience_s > 0:
+    def _spoilt(self, after: Reading, conditions: Conditions, runs: int) -> str | None:
+        """Why a block isn't to be believed, if so."""
+        if self._gauge.is_disturbed(after):
+            return "disturbed"
+        if is_contaminated(conditions, runs):
+            return "kept waiting"
+        if abs(conditions.disagreement or 0.0) > _DISAGREEMENT:
+            return "references disagree"
+        return None
+
+    def _quiet_reading(self) -> Reading:
+        """The references, once they are quiet or patience has run out."""
+        reading = self._gauge.read()
+        while self._gauge.is_disturbed(reading) and self._patience_s > 0:
             self._pause(_PAUSE_S)
             self._wait(_PAUSE_S)
-            latency_ms = self._run_reference()
-        return latency_ms
+            reading = self._gauge.read()
+        return reading
 
     def _wait(self, seconds: float) -> None:
         self._patience_s -= seconds
         self.waited_s += seconds
 
-    def _run_reference(self) -> float:
-        self._reference.run()
-        reference_ms = float(np.median([self._reference.run() for _ in range(_REFERENCE_RUNS)])) * 1e3
-        self._references_ms.append(reference_ms)
-        return reference_ms
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """Seconds of the runs of one candidate in one block."""
+
+    warm_up_s: float
+    whole_s: list[float]
+    layers_s: list[Sequence[float]]
+
+    @property
+    def timed_s(self) -> float:
+        return sum(self.whole_s) + sum(map(sum, self.layers_s))
+
+    @property
+    def spent_s(self) -> float:
+        return self.warm_up_s + self.timed_s
+
+
+def _visit(session: Session, *, warm_up: int, runs: int) -> _Visit:
+    warm_up_s = sum(session.run() for _ in range(warm_up))
+    whole, layers = [], []
+    for _ in range(runs):
+        whole.append(session.run())
+        if isinstance(session, NetworkSession):
+            layers.append(session.run_layers())
+    return _Visit(warm_up_s, whole, layers)
+
+
+def _interpolated(before: Reading, after: Reading, visit: _Visit) -> float:
+    """The reference's latency in ms in the middle of the timed runs, on a line between the two readings."""
+    until_s = before.latency_ms * 1e-3 + visit.warm_up_s + visit.timed_s / 2
+    since_s = visit.timed_s / 2 + after.latency_ms * 1e-3
+    return (before.latency_ms * since_s + after.latency_ms * until_s) / (until_s + since_s)
 
 
 def _wants_more(timing: Timing, pace: Pace) -> bool:
     if len(timing.blocks) < pace.blocks:
         return True
     return len(timing.blocks) < pace.most_blocks and timing.measurement(1.0).half_width > pace.half_width
-
-
-@contextmanager
-def cheap_collections() -> Iterator[None]:
-    """Takes what lives now out of the collector's sight, so that a collection costs milliseconds and not a fifth of
-    a second with torch loaded.
-
-    Traced graphs refer to themselves; without a collection after each batch the weights of networks long timed pile
-    up (VGG-16 grew by 2 GB in a minute).
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

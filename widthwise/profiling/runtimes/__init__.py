@@ -5,10 +5,26 @@ from __future__ import annotations
 import importlib
 
 from widthwise.luts.errors import InvalidTarget
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Runtime, Session, UnsupportedLayer
+from widthwise.profiling.runtimes.base import (
+    Candidate,
+    NetworkSession,
+    References,
+    Runtime,
+    Session,
+    UnsupportedLayer,
+)
 from widthwise.profiling.target import Target
 
-__all__ = ["RUNTIMES", "Candidate", "NetworkSession", "Runtime", "Session", "UnsupportedLayer", "open_runtime"]
+__all__ = [
+    "RUNTIMES",
+    "Candidate",
+    "NetworkSession",
+    "References",
+    "Runtime",
+    "Session",
+    "UnsupportedLayer",
+    "open_runtime",
+]
 
 RUNTIMES = {
     "torch": "widthwise.profiling.runtimes.torch_eager:TorchRuntime",

@@ -1,6 +1,6 @@
 """The seam: all that widthwise asks of a runtime.
 
-A runtime turns a narrowed network, one layer, or its reference kernel into a session; a session runs once
+A runtime turns a narrowed network, one layer, or its reference kernels into a session; a session runs once
 and says how long that took. Schedules, tables and planners know nothing else, so the fake runtime stands
 in for hardware everywhere.
 """
@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from widthwise.luts.errors import WidthwiseError
+from widthwise.luts.measurement import Conditions
 from widthwise.luts.spec import LayerSpec
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
+from widthwise.profiling.conditions import watch_host
 from widthwise.profiling.target import Target
 
-__all__ = ["Candidate", "NetworkSession", "Runtime", "Session", "UnsupportedLayer"]
+__all__ = ["Candidate", "NetworkSession", "References", "Runtime", "Session", "UnsupportedLayer"]
 
 
 class UnsupportedLayer(WidthwiseError):
@@ -62,6 +64,19 @@ class NetworkSession(Session):
         """Runs once; seconds per layer, in the order of ``network.layers``."""
 
 
+@dataclass(frozen=True)
+class References:
+    """Two constant, short kernels everything is measured against; together they are *the* reference.
+
+    Attributes:
+        compute: bound by the cores' arithmetic.
+        memory: bound by the shared caches or memory.
+    """
+
+    compute: Session
+    memory: Session
+
+
 class Runtime(ABC):
     """Prepares sessions for one target."""
 
@@ -77,13 +92,17 @@ class Runtime(ABC):
         """Lets time pass without work."""
         time.sleep(seconds)
 
+    def watch(self) -> Callable[[], Conditions]:
+        """Begins to watch the machine; the call it gives ends that and says what happened since."""
+        return watch_host(self.target.threads)
+
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Versions of whatever decides latencies here."""
 
     @abstractmethod
-    def reference(self) -> Session:
-        """The reference kernel: short, constant work against which everything is measured."""
+    def references(self) -> References:
+        """The reference kernels: short, constant work against which everything is measured."""
 
     @abstractmethod
     def network(self, candidate: Candidate) -> NetworkSession:

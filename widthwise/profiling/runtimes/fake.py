@@ -8,30 +8,31 @@ against :meth:`FakeRuntime.true_ms`; the command line takes it as ``--target fak
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from widthwise.luts.measurement import Conditions
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.layers import macs
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Runtime, Session
+from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
 from widthwise.profiling.target import Target
 
 __all__ = ["FakeRuntime", "World", "staircase_ms"]
 
 _TILE = 8
-_REFERENCE = LayerSpec(
-    Geometry(
-        "conv2d",
-        ((1, 0, 28, 28),),
-        ((1, 0, 28, 28),),
-        (("groups", 1), ("kernel", (3, 3)), ("padding", (1, 1)), ("stride", (1, 1))),
-    ),
-    (32, 32),
-)
+
+
+def _square(channels: int, size: int) -> LayerSpec:
+    shape = ((1, 0, size, size),)
+    options = (("groups", 1), ("kernel", (3, 3)), ("padding", (1, 1)), ("stride", (1, 1)))
+    return LayerSpec(Geometry("conv2d", shape, shape, options), (channels, channels))
+
+
+_REFERENCES = (_square(32, 28), _square(128, 7))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class World:
         drift_period_s: its period in virtual seconds.
         noise: standard deviation of the log of every single run.
         burst_rate: share of runs that are hit by a neighbour.
-        burst: slowdown of such a run.
+        burst: slowdown of such a run, as if its core had been taken away for a while.
+        memory_drift: amplitude of a slowdown that hits memory-bound work only: the memory-bound reference in full,
+            networks and layers by half.
+        memory_period_s: its period in virtual seconds.
         single_factor: a layer timed alone over the same layer in place (caches are warmer alone).
         overhead_ms: what a network takes beyond its layers.
         seed: of everything random.
@@ -54,6 +58,8 @@ class World:
     noise: float = 0.01
     burst_rate: float = 0.02
     burst: float = 1.5
+    memory_drift: float = 0.0
+    memory_period_s: float = 23.0
     single_factor: float = 0.85
     overhead_ms: float = 0.02
     seed: int = 0
@@ -77,6 +83,7 @@ class FakeRuntime(Runtime):
         super().__init__(target)
         self.world = world or World()
         self.now_s = 0.0
+        self._stolen_s = 0.0
         self._rng = np.random.default_rng(self.world.seed)
 
     def pause(self, seconds: float) -> None:
@@ -85,8 +92,23 @@ class FakeRuntime(Runtime):
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
-    def reference(self) -> Session:
-        return _FakeLayer(self, staircase_ms(_REFERENCE))
+    def references(self) -> References:
+        compute_ms, memory_ms = map(staircase_ms, _REFERENCES)
+        return References(_FakeLayer(self, compute_ms, memory=0.0), _FakeLayer(self, memory_ms, memory=1.0))
+
+    @property
+    def quiet_reference_ms(self) -> float:
+        """What the references take undisturbed."""
+        return sum(map(staircase_ms, _REFERENCES))
+
+    def watch(self) -> Callable[[], Conditions]:
+        began_s, stolen_s = self.now_s, self._stolen_s
+
+        def finish() -> Conditions:
+            elapsed_s = self.now_s - began_s
+            return Conditions(cpu_share=1 - (self._stolen_s - stolen_s) / elapsed_s if elapsed_s else None)
+
+        return finish
 
     def network(self, candidate: Candidate) -> NetworkSession:
         return _FakeNetwork(self, candidate.network, candidate.widths)
@@ -98,25 +120,36 @@ class FakeRuntime(Runtime):
         """The undisturbed latency of a whole network."""
         return sum(staircase_ms(spec) for spec in network.specs(widths)) + self.world.overhead_ms
 
-    def elapse(self, latency_ms: float) -> float:
-        """Lets virtual time pass for a run of this true latency; the disturbed seconds it took."""
+    def elapse(self, latency_ms: float, memory: float = 0.5) -> float:
+        """Lets virtual time pass for a run of this true latency; the disturbed seconds it took.
+
+        Args:
+            memory: share of the run that is bound by memory.
+        """
         world = self.world
-        phase = 2 * math.pi * self.now_s / world.drift_period_s
-        slowdown = 1 + world.drift * (0.5 - 0.5 * math.cos(phase))
-        if self._rng.random() < world.burst_rate:
-            slowdown *= world.burst
+        slowdown = 1 + world.drift * _wave(self.now_s / world.drift_period_s)
+        slowdown *= 1 + memory * world.memory_drift * _wave(self.now_s / world.memory_period_s)
         seconds = latency_ms * 1e-3 * slowdown * math.exp(world.noise * self._rng.standard_normal())
+        if self._rng.random() < world.burst_rate:
+            self._stolen_s += seconds * (world.burst - 1)
+            seconds *= world.burst
         self.now_s += seconds
         return seconds
 
 
+def _wave(periods: float) -> float:
+    """Between 0 and 1, 0 at whole periods."""
+    return 0.5 - 0.5 * math.cos(2 * math.pi * periods)
+
+
 class _FakeLayer(Session):
-    def __init__(self, runtime: FakeRuntime, latency_ms: float) -> None:
+    def __init__(self, runtime: FakeRuntime, latency_ms: float, memory: float = 0.5) -> None:
         self._runtime = runtime
         self._latency_ms = latency_ms
+        self._memory = memory
 
     def run(self) -> float:
-        return self._runtime.elapse(self._latency_ms)
+        return self._runtime.elapse(self._latency_ms, self._memory)
 
 
 class _FakeNetwork(NetworkSession):

@@ -18,16 +18,25 @@ from torch import fx, nn
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import FREE, Geometry, LayerSpec
 from widthwise.network.network import Network, trace_runnable
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Runtime, Session, UnsupportedLayer
+from widthwise.profiling.pinning import pinned
+from widthwise.profiling.runtimes.base import (
+    Candidate,
+    NetworkSession,
+    References,
+    Runtime,
+    Session,
+    UnsupportedLayer,
+)
 from widthwise.profiling.target import Target
 
 __all__ = ["TorchRuntime"]
 
 _REFERENCE_KERNELS = ((64, 56), (512, 7))
-"""(channels, size) of the 3×3 convolutions that make the reference kernel: one streams activations, one weights.
+"""(channels, size) of the 3×3 convolutions that make the reference: one bound by arithmetic, with activations that
+fit a private cache only in part; one by streaming 9 MB of weights.
 
-They must leave the private caches as networks do. A reference inside the L2 cache keeps its pace when a neighbour
-takes cache and memory, while a network takes twice as long; see ``benchmarks/reference.py``.
+Together they must leave the private caches as networks do. A reference inside the L2 cache keeps its pace when a
+neighbour takes cache and memory, while a network takes twice as long; see ``benchmarks/reference.py``.
 """
 
 
@@ -56,15 +65,16 @@ class TorchRuntime(Runtime):
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
 
-    def reference(self) -> Session:
-        return _Sequence([self.layer(_square_convolution(*kernel)) for kernel in _REFERENCE_KERNELS])
+    def references(self) -> References:
+        return References(*(self.layer(_square_convolution(*kernel)) for kernel in _REFERENCE_KERNELS))
 
     @contextmanager
     def active(self) -> Iterator[None]:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.target.threads)
         try:
-            yield
+            with pinned(self.target.threads):
+                yield
         finally:
             torch.set_num_threads(threads)
 
@@ -94,16 +104,6 @@ def _square_convolution(channels: int, size: int) -> LayerSpec:
         ("bias", False),
     )  # fmt: skip
     return LayerSpec(Geometry("conv2d", (shape,), (shape,), options), (channels, channels))
-
-
-class _Sequence(Session):
-    """Several sessions, one after the other."""
-
-    def __init__(self, parts: Sequence[Session]) -> None:
-        self._parts = parts
-
-    def run(self) -> float:
-        return sum(part.run() for part in self._parts)
 
 
 class _EagerLayer(Session):

@@ -1,0 +1,150 @@
+"""Does a second profile say what the first said? ``python -m benchmarks.repeatability [--time 45] [--repeats 6]``
+
+ResNet-18 is profiled again and again, each time in a process of its own into a table of its own; once on an otherwise
+idle machine and once beside a process that runs a network without pause. Entries of successive tables are compared.
+In every process the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import caption, keep
+from benchmarks.reference import disturb
+
+MODEL = "torchvision:resnet18"
+NETWORKS = 12
+PHASES = ("idle", "one core loaded")
+_SETTLE_S = 12.0
+
+Profile = dict[str, Any]
+"""``ours``: (network, layer) → [ms, stable]; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
+
+
+def run(time_s: float) -> Profile:
+    """One profile in a fresh process."""
+    import torch
+
+    from widthwise.luts import Estimator, Lut, Status
+    from widthwise.network.loading import load_model
+    from widthwise.network.network import Network
+    from widthwise.profiling.profiler import profile
+    from widthwise.profiling.target import Target
+
+    torch.set_num_threads(1)
+    model = load_model(MODEL)
+    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    network = Network.trace(model, (example,), name=MODEL)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "device.lut"
+        target = Target.parse("torch:cpu")
+        report = profile(model, network, (example,), target=target, path=path, time_s=time_s, networks=NETWORKS)
+        with Lut.open(path, readonly=True) as lut:
+            order = {record.id: str(index) for index, record in enumerate(lut.networks())}
+            ours = {
+                f"{order[record.network_id]} {record.layer_name}": [
+                    record.latency_ms,
+                    record.status is Status.STABLE,
+                ]
+                for record in lut.layers(estimator=Estimator.IN_PLACE)
+                if record.network_id is not None
+            }
+    return {"ours": ours, "theirs": autorange(network), "dropped": report.dropped, "seconds": report.seconds}
+
+
+def autorange(network: Any) -> dict[str, float]:
+    """Each layer of the dense network as ``blocked_autorange`` times it, in ms; equal layers are timed once."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from widthwise.profiling.runtimes import UnsupportedLayer
+    from widthwise.profiling.runtimes.torch_eager import build_layer
+
+    found: dict[Any, float | None] = {}
+    names = {}
+    with torch.inference_mode():
+        for layer, spec in zip(network.layers, network.specs(network.dense), strict=True):
+            if spec not in found:
+                try:
+                    module, inputs = build_layer(spec)
+                except UnsupportedLayer:
+                    found[spec] = None
+                else:
+                    timer = Timer("module(*inputs)", globals={"module": module.eval(), "inputs": inputs}, num_threads=1)
+                    found[spec] = timer.blocked_autorange().median * 1e3
+            if found[spec] is not None:
+                names[layer.name] = found[spec]
+    return names
+
+
+def differences(before: Profile, after: Profile) -> dict[str, list[float]]:
+    """|relative difference| of entries: all of ours that are stable in both, ours of the dense network, and theirs."""
+
+    def stable(key: str) -> bool:
+        return key in after["ours"] and before["ours"][key][1] and after["ours"][key][1]
+
+    ours = {key: abs(after["ours"][key][0] / entry[0] - 1) for key, entry in before["ours"].items() if stable(key)}
+    dense = {key.split(" ", 1)[1]: value for key, value in ours.items() if key.startswith("0 ")}
+    both = sorted(dense.keys() & before["theirs"].keys())
+    return {
+        "widthwise, all entries": list(ours.values()),
+        "widthwise, dense layers": [dense[name] for name in both],
+        "blocked_autorange, dense layers": [abs(after["theirs"][name] / before["theirs"][name] - 1) for name in both],
+    }
+
+
+def report(phase: str, profiles: list[Profile]) -> list[dict[str, Any]]:
+    """Rows of the table: the median over pairs of profiles, and their least and greatest."""
+    pairs = [differences(before, after) for before, after in pairwise(profiles)]
+    entries = [entry for profile in profiles for entry in profile["ours"].values()]
+    unstable = 1 - np.mean([stable for _, stable in entries])
+    rows = []
+    for who in pairs[0]:
+        medians = [float(np.median(pair[who])) for pair in pairs]
+        tails = [float(np.quantile(pair[who], 0.95)) for pair in pairs]
+        rows.append({"machine": phase, "who": who, "median": medians, "p95": tails, "unstable": float(unstable)})
+        shown = " | ".join(f"{np.median(v):.2%} ({min(v):.2%} to {max(v):.2%})" for v in (medians, tails))
+        share = f"{unstable:.1%}" if who.startswith("widthwise") else "–"
+        print(f"| {phase} | {who} | {shown} | {share} |", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Prints a Markdown table and keeps the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--time", type=float, default=45.0, help="seconds of each profile")
+    parser.add_argument("--repeats", type=int, default=6, help="profiles in each phase; their successive pairs count")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    print("| machine | who | median difference | 95th percentile | unstable |\n|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    for phase in PHASES:
+        stop: Event = context.Event()
+        neighbour = context.Process(target=disturb, args=("network", stop))
+        if phase != "idle":
+            neighbour.start()
+            time.sleep(_SETTLE_S)
+        profiles = []
+        for _ in range(arguments.repeats):
+            with ProcessPoolExecutor(1, mp_context=context) as fresh:
+                profiles.append(fresh.submit(run, arguments.time).result())
+        stop.set()
+        if phase != "idle":
+            neighbour.join()
+        rows += report(phase, profiles)
+    print(f"\n{arguments.repeats} profiles of {MODEL} in each phase, {arguments.time:.0f} s each. {caption()}")
+    keep("repeatability", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The reference kernels as a gauge of the machine's pace.
+
+Two kernels are read together: one bound by arithmetic, one by shared caches and memory. Their sum is the
+reference every latency is a ratio to. Where the two part, a neighbour slows one kind of work more than the
+other; no single ratio corrects that, so what was timed meanwhile is not to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from widthwise.profiling.runtimes.base import References
+
+__all__ = ["Gauge", "Reading"]
+
+_RUNS = 3
+_WARM_UP_ROUNDS = 40
+_FLAT_WINDOW = 8
+_FLAT = 0.03
+"""The reference counts as flat when the medians of two successive windows differ by less."""
+
+_BUSY = 1.12
+"""The machine counts as disturbed while the reference takes this many times its quiet latency."""
+
+_QUIET_QUANTILE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Latencies of both kernels at one moment, in ms."""
+
+    compute_ms: float
+    memory_ms: float
+
+    @property
+    def latency_ms(self) -> float:
+        """Of the reference as a whole."""
+        return self.compute_ms + self.memory_ms
+
+    @property
+    def balance(self) -> float:
+        """Memory-bound over compute-bound."""
+        return self.memory_ms / self.compute_ms
+
+
+class Gauge:
+    """Reads the references, and knows what is usual for them.
+
+    Args:
+        quiet_ms: what the reference takes on the undisturbed device, where that is known.
+
+    Attributes:
+        spent_s: seconds the kernels have run.
+
+    Example:
+        >>> from widthwise.profiling.runtimes.fake import FakeRuntime, World
+        >>> from widthwise.profiling.target import Target
+        >>> gauge = Gauge(FakeRuntime(Target.parse("fake:cpu"), World(drift=0, noise=0, burst_rate=0)).references())
+        >>> gauge.disagreement(gauge.read(), gauge.read())
+        0.0
+    """
+
+    def __init__(self, references: References, *, quiet_ms: float | None = None) -> None:
+        self._references = references
+        self._known_quiet_ms = quiet_ms if quiet_ms is not None else math.inf
+        self._seen: list[Reading] = []
+        self.spent_s = 0.0
+
+    @property
+    def quiet_ms(self) -> float:
+        """Latency of the reference on the undisturbed device: a low quantile of what was seen, or what was known."""
+        seen = [reading.latency_ms for reading in self._seen]
+        return min(self._known_quiet_ms, float(np.quantile(seen, _QUIET_QUANTILE)) if seen else math.inf)
+
+    def warm_up(self) -> float:
+        """Reads until the reference is flat; gives :attr:`quiet_ms`."""
+        seen: list[float] = []
+        for _ in range(_WARM_UP_ROUNDS):
+            seen.append(self.read().latency_ms)
+            if len(seen) >= 2 * _FLAT_WINDOW:
+                before, after = (np.median(seen[-k * _FLAT_WINDOW :][:_FLAT_WINDOW]) for k in (2, 1))
+                if abs(after / before - 1) < _FLAT:
+                    break
+        return self.quiet_ms
+
+    def read(self) -> Reading:
+        """Both kernels once for the caches, then in turns for their medians."""
+        kernels = (self._references.compute, self._references.memory)
+        warm_up_s = sum(kernel.run() for kernel in kernels)
+        runs = [[kernel.run() for kernel in kernels] for _ in range(_RUNS)]
+        self.spent_s += warm_up_s + sum(map(sum, runs))
+        compute_s, memory_s = np.median(runs, axis=0)
+        reading = Reading(float(compute_s) * 1e3, float(memory_s) * 1e3)
+        self._seen.append(reading)
+        return reading
+
+    def is_disturbed(self, reading: Reading) -> bool:
+        """Whether the machine is far from its quiet pace."""
+        return reading.latency_ms > _BUSY * self.quiet_ms
+
+    def disagreement(self, before: Reading, after: Reading) -> float:
+        """By how much memory-bound work is slowed down more than compute-bound work, compared with what is usual."""
+        usual = float(np.median([reading.balance for reading in self._seen]))
+        balance = (before.memory_ms + after.memory_ms) / (before.compute_ms + after.compute_ms)
+        return balance / usual - 1
