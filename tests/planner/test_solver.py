@@ -254,10 +254,51 @@ def test_equal_blocks_need_no_integer_program(monkeypatch: pytest.MonkeyPatch) -
     assert answer.status == "optimal"
 
 
+def test_only_the_rows_that_stay_have_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub with many blocks pairs far more rows than remain of them; the pairs come in parts."""
+    problem = equal_blocks(4, 8)
+    graph = Graph.of(problem, merge(problem), [np.arange(8)] * len(problem.groups))
+    ascent = Ascent(graph, 0.005, 1.0)
+    ascent.sweep(4)
+    energy, limit_ms, pairs = ascent.bound + 5.0, problem.budget_ms - graph.constant_ms, []
+
+    def front() -> fronts.Front:
+        within = ascent.reach().within(energy)
+        return fronts.eliminate(ascent, *within, budget_ms=limit_ms, energy=energy, loss=0.1)
+
+    whole = front()
+    chunks = fronts._chunks
+    monkeypatch.setattr(fronts, "_chunks", lambda counts: pairs.append(int(counts.sum())) or chunks(counts))
+    monkeypatch.setattr(fronts, "_MAX_ROWS", 900)
+    monkeypatch.setattr(fronts, "_CHUNK", 60)
+    parts = front()
+    assert max(pairs) > 2 * 900
+    assert parts.importance == pytest.approx(whole.importance, abs=1e-9)
+    assert parts.choice is not None
+    with monkeypatch.context() as patch, pytest.raises(fronts.TooWide):
+        patch.setattr(fronts, "_MAX_PAIRS", 600)
+        front()
+
+
 @settings(deadline=None, max_examples=100)
-@given(problems(), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([1e-6, 0.4, 3.0]), st.integers(1, 8))
-def test_fronts_lose_no_more_than_they_say(problem: Problem, price: float, loss: float, sweeps: int) -> None:
+@given(
+    problems(),
+    st.sampled_from([0.0, 0.3, 2.0]),
+    st.sampled_from([1e-6, 0.4, 3.0]),
+    st.integers(1, 8),
+    st.sampled_from([2, 7, 4_000_000]),
+)
+def test_fronts_lose_no_more_than_they_say(
+    problem: Problem, price: float, loss: float, sweeps: int, chunk: int
+) -> None:
     """The bound of the rows holds for all choices within reach, and the best row is that close to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fronts, "_CHUNK", chunk)
+        patch.setattr(fronts, "_FEW", chunk)
+        check_front(problem, price, loss, sweeps)
+
+
+def check_front(problem: Problem, price: float, loss: float, sweeps: int) -> None:
     graph = Graph.of(problem, merge(problem), [np.arange(len(group.widths)) for group in problem.groups.values()])
     ascent = Ascent(graph, price, 1.0)
     ascent.sweep(sweeps)

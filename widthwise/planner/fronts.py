@@ -12,8 +12,10 @@ the rows by a reparametrised dual is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,6 +25,10 @@ from widthwise.planner.graph import Floats, Ints
 __all__ = ["Front", "TooWide", "eliminate"]
 
 _MAX_ROWS = 4_000_000
+_MAX_PAIRS = 400_000_000
+_CHUNK = 4_000_000
+_CELLS = 2**20
+_FEW = 20_000
 _MAX_KEYS = 2**62
 
 
@@ -59,6 +65,18 @@ class _Relation:
 
     def columns(self, nodes: Sequence[int]) -> Ints:
         return self.options[:, [self.scope.index(node) for node in nodes]]
+
+    def over(self, scope: tuple[int, ...]) -> _Relation:
+        """The same rows without the options of other nodes."""
+        return _Relation(scope, self.columns(scope), self.ms, self.energy, self.parents)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What the relations that are not joined yet add at least: one number, or one for each row."""
+
+    ms: Floats | np.float64
+    energy: Floats | np.float64
 
 
 def eliminate(
@@ -116,50 +134,91 @@ class _Elimination:
 
     def _merge(self, relations: Sequence[_Relation], *, drop: int | None) -> _Relation:
         """Join them all; the node to drop leaves the scope with the last join."""
-        rest_ms = sum(float(r.ms.min(initial=np.inf)) for r in self.open if not any(r is other for other in relations))
+        outside = [r for r in self.open if not any(r is other for other in relations)]
+        rest = _Rest(
+            np.sum([r.ms.min(initial=np.inf) for r in outside]), np.sum([r.energy.min(initial=np.inf) for r in outside])
+        )
         joined = relations[0]
-        for i, relation in enumerate(relations[1:], start=2):
-            later_ms = rest_ms + sum(float(r.ms.min(initial=np.inf)) for r in relations[i:])
-            joined = self._join(joined, relation, self.budget_ms - later_ms)
-            if i < len(relations):
-                joined = self._thin(joined)
-        if drop is not None:
+        if len(relations) == 1 and drop is not None:
             scope = tuple(node for node in joined.scope if node != drop)
             parents = joined.parents or ((joined, np.arange(len(joined.ms))),)
-            joined = _Relation(scope, joined.columns(scope), joined.ms, joined.energy, parents)
-        return self._thin(joined)
+            return self._thin(_Relation(scope, joined.columns(scope), joined.ms, joined.energy, parents))
+        for i, relation in enumerate(relations[1:], start=2):
+            later = relations[i:]
+            joined = self._join(joined, relation, self._after(joined, later, drop, rest), None if later else drop)
+        return joined
 
-    def _join(self, one: _Relation, two: _Relation, most_ms: float) -> _Relation:
+    def _after(self, joined: _Relation, later: Sequence[_Relation], node: int | None, rest: _Rest) -> _Rest:
+        """What at least is added to each row: by the relations to join later, given the row's option, and the rest."""
+        scope = [] if node is None else [node]
+        mine = self._keys(joined, scope)
+        ms, energy = np.full(len(mine), rest.ms), np.full(len(mine), rest.energy)
+        for relation in later:
+            keys = self._keys(relation, scope)
+            for total, values in ((ms, relation.ms), (energy, relation.energy)):
+                least = np.full(1 if node is None else self.sizes[node], np.inf)
+                np.minimum.at(least, keys, values)
+                total += least[mine]
+        return _Rest(ms, energy)
+
+    def _join(self, one: _Relation, two: _Relation, after: _Rest, drop: int | None) -> _Relation:
+        """The rows of both together that can still be within reach, thinned; a part at a time, to bound the memory."""
         shared = [node for node in one.scope if node in two.scope]
         added = [node for node in two.scope if node not in one.scope]
-        keys, wanted = self._keys(two, shared), self._keys(one, shared)
-        order = np.argsort(keys, kind="stable")
-        starts = np.searchsorted(keys[order], wanted, side="left")
-        counts = np.searchsorted(keys[order], wanted, side="right") - starts
-        total = int(counts.sum())
-        if total > _MAX_ROWS:
+        scope = tuple(node for node in (*one.scope, *added) if node != drop)
+        wanted = self._keys(one, shared)
+        order, starts, counts = _within(
+            wanted, self.slack - one.energy - after.energy, self._keys(two, shared), two.energy
+        )
+        most_ms = self.budget_ms - one.ms - after.ms
+        if counts.sum() > _MAX_PAIRS:
             raise TooWide
-        left = np.repeat(np.arange(len(wanted)), counts)
-        right = order[np.arange(total) - np.repeat(np.cumsum(counts) - counts - starts, counts)]
-        ms, energy = one.ms[left] + two.ms[right], one.energy[left] + two.energy[right]
-        alive = (energy <= self.slack) & (ms <= most_ms)
-        left, right = left[alive], right[alive]
-        options = np.concatenate([one.options[left], two.columns(added)[right]], axis=1)
-        return _Relation((*one.scope, *added), options, ms[alive], energy[alive], ((one, left), (two, right)))
+        parts: list[_Relation] = []
+        dropped = False
+        for first, last in _chunks(counts):
+            many = counts[first:last]
+            left = np.repeat(np.arange(first, last), many)
+            right = order[starts[left] + np.arange(len(left)) - np.repeat(np.cumsum(many) - many, many)]
+            alive = two.ms[right] <= most_ms[left]
+            left, right = left[alive], right[alive]
+            rows = _Relation(
+                (*one.scope, *added),
+                np.concatenate([one.options[left], two.columns(added)[right]], axis=1),
+                one.ms[left] + two.ms[right],
+                one.energy[left] + two.energy[right],
+                ((one, left), (two, right)),
+            )
+            parts.append(self._best(rows.over(scope)))
+            dropped |= len(parts[-1].ms) < len(left)
+            if last == len(counts) or sum(len(part.ms) for part in parts) > _MAX_ROWS:
+                rows = _concatenated(parts)
+                parts = [self._best(rows)]
+                dropped |= len(parts[0].ms) < len(rows.ms)
+                if len(parts[0].ms) > _MAX_ROWS:
+                    raise TooWide
+        # All of it rounds the same numbers, so what stays in place of a row falls short by one step, however often.
+        self.rounded += dropped
+        return parts[0]
 
     def _thin(self, relation: _Relation) -> _Relation:
+        best = self._best(relation)
+        self.rounded += len(best.ms) < len(relation.ms)
+        return best
+
+    def _best(self, relation: _Relation) -> _Relation:
         """Of rows with the same options: each has to be more important, by a step, than all that are as fast."""
         if len(relation.ms) < 2:
             return relation
         gains = np.floor((self.price * relation.ms - relation.energy) / self.step)
-        order = np.lexsort((-gains, relation.ms, keys := self._keys(relation, relation.scope)))
+        keys = self._keys(relation, relation.scope)
+        near = _near(keys, relation.ms, gains, math.prod(self.sizes[node] for node in relation.scope))
+        keys, ms, gains = keys[near], relation.ms[near], gains[near]
+        order = np.lexsort((-gains, ms, keys))
         keys, ranks = keys[order], np.unique(gains[order], return_inverse=True)[1]
         group = np.cumsum(np.concatenate([[0], keys[1:] != keys[:-1]]))
         level = group * (int(ranks.max()) + 1) + ranks
         best = np.maximum.accumulate(level)
-        alive = np.concatenate([[True], level[1:] > best[:-1]])
-        self.rounded += not alive.all()
-        return relation.take(order[alive])
+        return relation.take(near[order[np.concatenate([[True], level[1:] > best[:-1]])]])
 
     def _keys(self, relation: _Relation, nodes: Sequence[int]) -> Ints:
         """One number for each combination of options."""
@@ -183,6 +242,51 @@ def _given(ascent: Ascent, options: Sequence[Mask], pairs: Sequence[Mask]) -> li
         energy = ascent.tables[t][left, right] - ascent.low[t]
         given.append(_Relation(table.scope, np.stack(columns, axis=1), table.ms[left, right], energy))
     return given
+
+
+def _near(keys: Ints, ms: Floats, gains: Floats, count: int) -> Ints:
+    """The rows less most of those that a faster row of the same key beats: sorting millions takes ten times longer."""
+    slices, low, span = _CELLS // count, ms.min(), np.ptp(ms)
+    if len(ms) < _FEW or slices < 2 or span == 0:
+        return np.arange(len(ms))
+    cell = keys * slices + np.minimum((ms - low) * (slices / span), slices - 1).astype(np.int64)
+    best = np.full((count, slices), -np.inf)
+    np.maximum.at(best.reshape(-1), cell, gains)
+    faster = np.full((count, slices), -np.inf)
+    np.maximum.accumulate(best[:, :-1], axis=1, out=faster[:, 1:])
+    return np.flatnonzero(gains > faster.reshape(-1)[cell])
+
+
+def _within(wanted: Ints, most: Floats, keys: Ints, energy: Floats) -> tuple[Ints, Ints, Ints]:
+    """The rows by key and energy, and for each wanted key where its rows start and how many have at most ``most``."""
+    order = np.lexsort((energy, keys))
+    starts = np.searchsorted(keys[order], wanted, side="left")
+    # The limits sorted in among the rows: those ahead of a limit, less those of smaller keys, are within it.
+    behind = np.concatenate([np.zeros(len(keys), dtype=np.int64), np.ones(len(wanted), dtype=np.int64)])
+    both = np.lexsort((behind, np.concatenate([energy, most]), np.concatenate([keys, wanted])))
+    ahead = np.empty(len(both), dtype=np.int64)
+    ahead[both] = np.cumsum(behind[both] == 0)
+    return order, starts, ahead[len(keys) :] - starts
+
+
+def _chunks(counts: Ints) -> list[tuple[int, int]]:
+    """Ranges of rows that make about ``_CHUNK`` pairs each; one empty range where there are no rows."""
+    done = np.cumsum(counts)
+    edges = np.unique(np.searchsorted(done, np.arange(_CHUNK, int(counts.sum()), _CHUNK)))
+    bounds = [0, *(int(edge) for edge in edges if edge > 0), len(counts)]
+    return list(pairwise(bounds))
+
+
+def _concatenated(parts: Sequence[_Relation]) -> _Relation:
+    """Parts of one join as one relation."""
+    parents = tuple(
+        (parent, np.concatenate([part.parents[i][1] for part in parts]))
+        for i, (parent, _) in enumerate(parts[0].parents)
+    )
+    options, ms, energy = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("options", "ms", "energy")
+    )
+    return _Relation(parts[0].scope, options, ms, energy, parents)
 
 
 def _order(scopes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[int]:

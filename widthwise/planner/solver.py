@@ -30,13 +30,13 @@ Status = Literal["optimal", "feasible", "infeasible"]
 _ROUNDING = 1e-11
 """Relative error allowed for in bounds that were added up in floats."""
 _MINIMUM_GAP = 1e-7
-_FIRST_PAIRS = 4000
+_FIRST_PAIRS = 500
 """The first search has about this many pairs: few, as that is often enough and the next one has more."""
 _PRICES, _SWEEPS, _LAST_SWEEPS = 20, 5, 20
 _PRICE_RATIO = 1.001
 _PRICE_SPAN = 100.0
 """Messages at a price this many times higher have rounded too much away to be kept."""
-_WIDEN = 8
+_WIDEN = 4
 _EXCLUSIONS = 20
 _SHARE = 0.95
 """Of the tolerance that each part of the proof may use; the bound is the larger of them, so they don't add up."""
