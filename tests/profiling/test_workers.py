@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from widthwise.luts.checks import check
 from widthwise.luts.errors import InfeasibleBudget, InvalidModel, TableMismatch
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
@@ -74,6 +75,30 @@ def endless(model: nn.Module, network: Network) -> Callable[..., list[dict[str, 
 def test_what_a_worker_raises_arrives(job: Job) -> None:
     with pytest.raises(InvalidModel, match="no proposals for this one"):
         profile_in_workers(Job(job.model, None, job.example, FAKE, job.path, failing), time_s=1.0, workers=2)
+
+
+def test_a_worker_killed_while_it_measures_loses_nothing(job: Job) -> None:
+    """Killed from outside at some moment after a commit: all that was reported is there, and a run goes on from it."""
+    reported: list[str] = []
+
+    def kill(share: float, text: str) -> None:
+        reported.append(text)
+        if len(reported) == 3:
+            (worker,) = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerDied, match=r"exit code -9"):
+        profile_in_workers(job, time_s=60.0, workers=1, on_progress=kill)
+    told = max(int(text.split()[0]) for text in reported)
+    with Lut.open(job.path, readonly=True) as lut:
+        kept = [record.id for record in lut.networks()]
+        assert check(lut) == []
+    assert len(kept) >= told >= 9
+    profile_in_workers(job, time_s=0.0, workers=1)
+    with Lut.open(job.path, readonly=True) as lut:
+        assert [record.id for record in lut.networks()][: len(kept)] == kept
+        assert len(lut.runs()) == 2
 
 
 def test_a_killed_worker_is_named(job: Job) -> None:
