@@ -37,6 +37,7 @@ _PLACES = {
     "LayerSpec": "widthwise.luts.spec",
     "Measurement": "widthwise.luts.measurement",
     "Target": "widthwise.profiling.target",
+    "keep_memory": "widthwise.profiling.memory",
     "WidthwiseError": "widthwise.luts.errors",
     "BadInput": "widthwise.luts.errors",
     "Unmet": "widthwise.luts.errors",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from widthwise.planner.problem import Problem as Problem
     from widthwise.planner.solver import solve as solve
     from widthwise.planner.verification import Verification as Verification
+    from widthwise.profiling.memory import keep_memory as keep_memory
     from widthwise.profiling.target import Target as Target
     from widthwise.pruning.artifact import load as load
     from widthwise.pruning.artifact import save as save

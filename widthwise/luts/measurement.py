@@ -63,6 +63,7 @@ class Conditions:
     Attributes:
         cpu_share: CPU time of the timed thread over wall time; below 1 it was kept waiting.
         switches: times it was taken off its core against its will.
+        page_faults: pages of memory it had to be given; see :mod:`widthwise.profiling.memory`.
         steal_share: of all cores' time, taken by the hypervisor for others.
         load: runnable processes, averaged over the last minute.
         clock_mhz: of the core, or of the GPU's multiprocessors.
@@ -75,6 +76,7 @@ class Conditions:
 
     cpu_share: float | None = None
     switches: int | None = None
+    page_faults: int | None = None
     steal_share: float | None = None
     load: float | None = None
     clock_mhz: float | None = None

@@ -1,7 +1,7 @@
 """What the host did while something was timed, read from the system without special rights.
 
-Sources: wall against CPU time, ``getrusage`` (involuntary context switches), ``/proc/stat`` (time stolen by a
-hypervisor), the load average and cpufreq's current clock. What a system doesn't tell is None.
+Sources: wall against CPU time, ``getrusage`` (involuntary context switches, page faults), ``/proc/stat`` (time stolen by
+a hypervisor), the load average and cpufreq's current clock. What a system doesn't tell is None.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ def watch_host(threads: int) -> Callable[[], Conditions]:
         >>> finish().switches is None or finish().switches >= 0
         True
     """
-    wall_s, cpu_s, switches, (stolen, ticks) = time.perf_counter(), time.thread_time(), _switches(), _ticks()
+    wall_s, cpu_s, before, (stolen, ticks) = time.perf_counter(), time.thread_time(), _usage(), _ticks()
 
     def finish() -> Conditions:
         elapsed_s, used_s = time.perf_counter() - wall_s, time.thread_time() - cpu_s
-        now, (stolen_now, ticks_now) = _switches(), _ticks()
+        (switches, faults), (stolen_now, ticks_now) = _usage(), _ticks()
         return Conditions(
             cpu_share=used_s / elapsed_s if threads == 1 and elapsed_s >= _LONG_ENOUGH_S else None,
-            switches=now - switches if now is not None and switches is not None else None,
+            switches=switches - before[0] if switches is not None and before[0] is not None else None,
+            page_faults=faults - before[1] if faults is not None and before[1] is not None else None,
             steal_share=(stolen_now - stolen) / (ticks_now - ticks) if ticks_now > ticks else None,
             load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             clock_mhz=_clock_mhz(),
@@ -70,13 +71,14 @@ def is_contaminated(conditions: Conditions, runs: int) -> bool:
     return waited or stolen
 
 
-def _switches() -> int | None:
+def _usage() -> tuple[int, int] | tuple[None, None]:
+    """(involuntary switches, page faults) of this thread so far."""
     try:
         import resource
     except ImportError:  # Windows
-        return None
-    who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
-    return int(resource.getrusage(who).ru_nivcsw)
+        return None, None
+    usage = resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF))
+    return usage.ru_nivcsw, usage.ru_minflt
 
 
 def _ticks() -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import fx, nn
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import FREE, Geometry, LayerSpec
 from widthwise.network.network import Network, trace_runnable
+from widthwise.profiling.memory import keep_memory
 from widthwise.profiling.pinning import pinned
 from widthwise.profiling.runtimes.base import (
     Candidate,
@@ -72,6 +73,7 @@ class TorchRuntime(Runtime):
     def active(self) -> Iterator[None]:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.target.threads)
+        keep_memory()
         try:
             with pinned(self.target.threads):
                 yield
