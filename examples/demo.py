@@ -53,7 +53,7 @@ def act_one() -> dict[str, object]:
     return {
         "model": SHOW_NAME,
         "dense_ms": verification.dense_ms,
-        "planned_dense_ms": plan.dense_ms,
+        "pace": verification.pace,
         "budget_ms": plan.budget_ms,
         "predicted_ms": plan.predicted_ms,
         "interval_ms": plan.interval_ms,

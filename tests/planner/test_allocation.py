@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ from torch import nn
 
 import widthwise as ww
 from widthwise.luts.errors import BadInput, InfeasibleBudget, InvalidTable
+from widthwise.luts.measurement import Block, Measurement
 from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
+from widthwise.network.widths import Widths
+from widthwise.planner import verification
 from widthwise.planner.allocation import build_problem
 from widthwise.planner.importance import score
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.solver import solve
-from widthwise.planner.verification import Verdict
+from widthwise.planner.verification import Verdict, judge, relative
+from widthwise.profiling.runtimes.fake import FakeRuntime, World
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +114,41 @@ def test_planning_is_deterministic(wide_table: Path, wide: nn.Module, wide_examp
 
 
 def test_verdicts_are_three_valued() -> None:
-    from widthwise.luts.measurement import Block, Measurement
-    from widthwise.planner.verification import judge
-
-    measured = Measurement(tuple(Block(10.0 + 0.1 * k, 1.0) for k in range(-5, 6)), 1.0)
-    assert judge(measured, 12.0)[0] is Verdict.MEETS
-    assert judge(measured, 8.0)[0] is Verdict.MISSES
-    verdict, reason = judge(measured, 10.0)
+    assert judge(10.0, (9.7, 10.3), 12.0)[0] is Verdict.MEETS
+    assert judge(10.0, (9.7, 10.3), 8.0)[0] is Verdict.MISSES
+    verdict, reason = judge(10.0, (9.7, 10.3), 10.0)
     assert verdict is Verdict.UNCLEAR and "verify again on a quieter machine" in reason
+
+
+def test_the_doubts_of_both_models_add_up_in_quadrature() -> None:
+    def measured(*latencies_ms: float) -> Measurement:
+        return Measurement(tuple(Block(ms, 1.0) for ms in latencies_ms), 1.0)
+
+    small, dense = measured(3.0, 3.0, 3.0, 3.0), measured(5.7, 6.0, 6.0, 6.3)
+    latency_ms, (low_ms, high_ms) = relative(small, dense, 12.0)
+    assert latency_ms == pytest.approx(6.0)
+    assert latency_ms / low_ms == pytest.approx(6.0 / dense.interval_ms[0])
+    assert high_ms / latency_ms == pytest.approx(dense.interval_ms[1] / 6.0)
+    assert relative(dense, dense, 6.0)[1][1] / 6.0 == pytest.approx((dense.interval_ms[1] / 6.0) ** 2**0.5)
+
+
+class _SlowerNetworks(FakeRuntime):
+    """Since the table was made, something slows networks down that leaves the reference kernels alone."""
+
+    def true_ms(self, network: ww.Network, widths: Widths) -> float:
+        return 1.3 * super().true_ms(network, widths)
+
+
+def test_verifying_divides_out_what_slows_the_dense_model_too(
+    tmp_path: Path, wide_table: Path, wide: nn.Module, wide_example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = shutil.copy(wide_table, tmp_path / "t.lut")
+    plan = ww.plan(wide, wide_example, lut=table, budget="60%")
+    small = ww.apply(plan, wide, wide_example)
+    monkeypatch.setattr(verification, "open_runtime", lambda target: _SlowerNetworks(target, World(seed=8)))
+    beside_dense = ww.verify(plan, small, wide_example, lut=table, dense=wide)
+    assert beside_dense.pace == pytest.approx(1.3, rel=0.03)
+    assert beside_dense.measured_ms == pytest.approx(plan.predicted_ms, rel=0.05)
+    alone = ww.verify(plan, small, wide_example, lut=table)
+    assert alone.pace is None and alone.measured_ms == pytest.approx(1.3 * plan.predicted_ms, rel=0.05)
+    assert alone.verdict is Verdict.MISSES

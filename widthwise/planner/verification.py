@@ -1,13 +1,14 @@
 """Verification: does the narrow model take the time the plan promised?
 
-The narrow and the dense model are timed in one interleaved run, on the scale of the plan's table, so that
-the machine's mood of the day does not decide. The answer is three-valued: on a noisy machine "can't tell" is
-an answer, with the reason.
+The narrow and the dense model are timed in one interleaved run, and the narrow one counts in terms of the dense one
+as the plan's table knows it, so that the machine's mood of the day does not decide (duet benchmarking, Bulej et al.,
+ICPE 2020). The answer is three-valued: on a noisy machine "can't tell" is an answer, with the reason.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,11 +44,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Measured against predicted against budget; all in ms, on the scale of the table.
+    """Measured against predicted against budget; all in ms, on the scale of the plan.
 
     Attributes:
-        dense_ms: measured in the same run; the plan's own where the dense model wasn't at hand.
-        measured_interval_ms: 95 % interval of the measured median.
+        dense_ms: of the plan.
+        pace: what the dense model took in this run over ``dense_ms``, both as ratios to the reference kernels;
+            ``measured_ms`` is divided by it. None, and nothing divided, where the dense model wasn't at hand.
+        measured_interval_ms: 95 % interval of the measured median; the dense model's doubt is in it.
         raw_ms: what a stopwatch said at that moment, uncorrected.
         reason: why the verdict is what it is.
     """
@@ -60,6 +63,7 @@ class Verification:
     raw_ms: float
     verdict: Verdict
     reason: str
+    pace: float | None = None
 
 
 def verify(
@@ -98,24 +102,46 @@ def verify(
         gc.collect()  # their graphs refer to themselves and would keep both models' weights
     scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
     measured = timings[0].measurement(scale_ms)
-    dense_ms = timings[1].measurement(scale_ms).latency_ms if dense is not None else plan.dense_ms
-    verdict, reason = judge(measured, plan.budget_ms)
+    latency_ms, interval_ms, pace = measured.latency_ms, measured.interval_ms, None
+    if dense is not None:
+        again = timings[1].measurement(scale_ms)
+        pace = again.latency_ms / plan.dense_ms
+        latency_ms, interval_ms = relative(measured, again, plan.dense_ms)
+    verdict, reason = judge(latency_ms, interval_ms, plan.budget_ms)
     return Verification(
-        dense_ms=dense_ms,
+        dense_ms=plan.dense_ms,
         budget_ms=plan.budget_ms,
         predicted_ms=plan.predicted_ms,
-        measured_ms=measured.latency_ms,
-        measured_interval_ms=measured.interval_ms,
+        measured_ms=latency_ms,
+        measured_interval_ms=interval_ms,
         raw_ms=measured.raw_ms,
         verdict=verdict,
         reason=reason,
+        pace=pace,
     )
 
 
-def judge(measured: Measurement, budget_ms: float) -> tuple[Verdict, str]:
+def relative(small: Measurement, dense: Measurement, dense_ms: float) -> tuple[float, tuple[float, float]]:
+    """The narrow model's latency where the dense one's is ``dense_ms``, with an interval for both their doubts.
+
+    Example:
+        >>> from widthwise.luts.measurement import Block
+        >>> small, dense = (Measurement((Block(ms, 1.0),) * 4, 1.0) for ms in (3.0, 6.0))
+        >>> relative(small, dense, 5.0)
+        (2.5, (2.5, 2.5))
+    """
+    latency_ms = small.latency_ms / dense.latency_ms * dense_ms
+    doubts = [
+        math.hypot(*(math.log(measured.interval_ms[end] / measured.latency_ms) for measured in pair))
+        for end, pair in ((0, (small, dense)), (1, (small, dense)))
+    ]
+    return latency_ms, (latency_ms * math.exp(-doubts[0]), latency_ms * math.exp(doubts[1]))
+
+
+def judge(latency_ms: float, interval_ms: tuple[float, float], budget_ms: float) -> tuple[Verdict, str]:
     """The verdict on a measurement: decided only where its whole interval lies on one side of the budget."""
-    low, high = measured.interval_ms
-    share = measured.latency_ms / budget_ms - 1
+    low, high = interval_ms
+    share = latency_ms / budget_ms - 1
     if high <= budget_ms:
         return Verdict.MEETS, f"measured {abs(share):.1%} below the budget"
     if low > budget_ms:

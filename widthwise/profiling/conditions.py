@@ -1,7 +1,7 @@
 """What the host did while something was timed, read from the system without special rights.
 
-Sources: wall against CPU time, ``getrusage`` (involuntary context switches, page faults), ``/proc/stat`` (time stolen by
-a hypervisor), the load average and cpufreq's current clock. What a system doesn't tell is None.
+Sources: wall against CPU time, ``getrusage`` (involuntary context switches, page faults), ``/proc/stat`` (time stolen
+by a hypervisor), the load average and cpufreq's current clock. What a system doesn't tell is None.
 """
 
 from __future__ import annotations

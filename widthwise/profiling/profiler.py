@@ -8,6 +8,7 @@ same table continues the same sequence.
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -196,7 +197,7 @@ class Profiler:
 
     def _dense_ms(self) -> float:
         records = self._lut.networks(self._network.signature)
-        return next(record.latency_ms for record in records if record.role is Role.DENSE)
+        return statistics.median(record.latency_ms for record in records if record.role is Role.DENSE)
 
     def _time_networks(self, run: int, start: float, until_s: float, networks: int) -> None:
         index = self._measured_networks()
@@ -222,7 +223,10 @@ class Profiler:
         if self._propose is None or indices[0] < _PROPOSALS_AFTER or not turn:
             return draws
         proposed = self._propose(self._lut, indices)
-        return [Draw(widths, draw.role) for widths, draw in zip(proposed, draws, strict=True)]
+        return [
+            draw if draw.role is Role.DENSE else Draw(widths, draw.role)
+            for widths, draw in zip(proposed, draws, strict=True)
+        ]
 
     def _together(self) -> int:
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
