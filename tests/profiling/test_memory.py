@@ -54,7 +54,7 @@ def test_where_the_c_library_cant_be_told(monkeypatch: pytest.MonkeyPatch) -> No
     memory.return_free_memory()
 
 
-@pytest.mark.parametrize(("most", "kept"), [(2**30, True), (2**25, True), (0, False)])
+@pytest.mark.parametrize(("most", "kept"), [(2**26, True), (2**25, True), (0, False)])
 def test_older_c_libraries_keep_less(monkeypatch: pytest.MonkeyPatch, most: int, kept: bool) -> None:
     monkeypatch.setattr(
         memory, "_of_c_library", lambda name: lambda parameter, value: int(parameter == -1 or value <= most)

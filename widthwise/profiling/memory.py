@@ -23,14 +23,19 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
 
 _ALL = 2**30
-_MOST_IN_OLD_VERSIONS = 2**25
+_LARGEST_KEPT = 2**26
+"""Larger blocks are weights rather than activations; kept in pieces by networks long timed they would pile up."""
+
+_LARGEST_IN_OLD_VERSIONS = 2**25
 
 
 def keep_memory() -> bool:
     """From now on this process keeps memory that is freed, ready for the next inference; True where that worked.
 
+    Blocks up to 64 MB are kept (32 MB by old versions of glibc).
+
     Profiling and verifying do this, so their latencies are those of a process that does. Call it once at the start
-    of yours, or start it with ``MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824``. It can't be
+    of yours, or start it with ``MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=67108864``. It can't be
     undone. Only glibc (Linux) is told; other allocators have their own ways, and jemalloc and tcmalloc keep memory
     anyway.
 
@@ -42,7 +47,7 @@ def keep_memory() -> bool:
     mallopt = _of_c_library("mallopt")
     if mallopt is None:
         return False
-    mapped = mallopt(_MMAP_THRESHOLD, _ALL) or mallopt(_MMAP_THRESHOLD, _MOST_IN_OLD_VERSIONS)
+    mapped = mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) or mallopt(_MMAP_THRESHOLD, _LARGEST_IN_OLD_VERSIONS)
     return bool(mallopt(_TRIM_THRESHOLD, _ALL) and mapped)
 
 
