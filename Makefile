@@ -21,6 +21,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.budgets
 	$(BIN)/python -m benchmarks.allocation
+	$(BIN)/python -m benchmarks.durability
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.repeatability
+	$(BIN)/python -m benchmarks.table_time
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--time", type=float, default=240.0, help="seconds of profiling a network")
     arguments = parser.parse_args()
     print("| network | budget | dense ms | budget ms | predicted ms | measured ms | measured ÷ budget | pace | gap "
-          "| solve s | profile s | peak GB |")  # fmt: skip
+          "| solve s | profile s | peak GiB |")  # fmt: skip
     print("|" + "---|" * 12)
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")

@@ -25,8 +25,8 @@ from widthwise.planner.graph import Floats, Ints
 __all__ = ["Front", "TooWide", "eliminate"]
 
 _MAX_ROWS = 4_000_000
-_MAX_PAIRS = 400_000_000
-_CHUNK = 4_000_000
+_MAX_PAIRS = 100_000_000
+_CHUNK = 1_000_000
 _CELLS = 2**20
 _FEW = 20_000
 _MAX_KEYS = 2**62
