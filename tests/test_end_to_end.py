@@ -50,6 +50,7 @@ def test_ctrl_c_on_a_real_run_loses_nothing(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit that it is ignored
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not _networks(lut):
