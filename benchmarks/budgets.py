@@ -1,4 +1,5 @@
-"""Does a plan deliver the latency it was asked for? ``python -m benchmarks.budgets [NETWORK …] [--time 240]``
+"""Does a plan deliver the latency it was asked for? ``python -m benchmarks.budgets [NETWORK …] [--time 240]``;
+``--target torch-cudagraph:cuda --dtype float16 --memory-format channels_last --batch 8`` for a GPU.
 
 Each network is profiled in a process of its own (for its peak memory), planned at 80, 60 and 40 % of its dense
 latency, applied, and measured in one interleaved run with the dense model. First shot: no re-planning. The pace is
@@ -23,7 +24,9 @@ NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
 BUDGETS = ("80%", "60%", "40%")
 
 
-def run(network: str, time_s: float, results: multiprocessing.SimpleQueue[str]) -> None:
+def run(
+    network: str, time_s: float, batch: int, options: dict[str, Any], results: multiprocessing.SimpleQueue[str]
+) -> None:
     """Profiles one network and delivers all budgets."""
     import torch
 
@@ -33,11 +36,12 @@ def run(network: str, time_s: float, results: multiprocessing.SimpleQueue[str]) 
     torch.set_num_threads(1)
     name = f"torchvision:{network}"
     model = load_model(name)
-    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    example = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        with ww.profile(model, example, path=Path(folder) / "device.lut", time_s=time_s, name=name) as lut:
+        path = Path(folder) / "device.lut"
+        with ww.profile(model, example, path=path, time_s=time_s, name=name, **options) as lut:
             profile_seconds = time.perf_counter() - start
             for budget in BUDGETS:
                 plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
@@ -46,6 +50,8 @@ def run(network: str, time_s: float, results: multiprocessing.SimpleQueue[str]) 
                 rows.append(
                     {
                         "network": network,
+                        "batch": batch,
+                        **options,
                         "budget": budget,
                         "dense_ms": plan.dense_ms,
                         "pace": found.pace,
@@ -72,7 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--time", type=float, default=240.0, help="seconds of profiling a network")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--target", default="torch:cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--memory-format", default="contiguous")
     arguments = parser.parse_args()
+    options = {name: getattr(arguments, name) for name in ("target", "dtype", "memory_format")}
     print("| network | budget | dense ms | budget ms | predicted ms | measured ms | measured ÷ budget | pace | gap "
           "| solve s | profile s | peak GiB |")  # fmt: skip
     print("|" + "---|" * 12)
@@ -80,7 +91,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for network in arguments.networks:
         results: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
-        process = context.Process(target=run, args=(network, arguments.time, results))
+        process = context.Process(target=run, args=(network, arguments.time, arguments.batch, options, results))
         process.start()
         process.join()
         if process.exitcode:
@@ -89,8 +100,8 @@ def main() -> None:
             rows.append(row)
             low, high = row["interval_ms"]
             print(
-                f"| {row['network']} | {row['budget']} | {row['dense_ms']:.1f} | {row['budget_ms']:.1f} "
-                f"| {row['predicted_ms']:.1f} ({low:.1f} to {high:.1f}) | {row['measured_ms']:.1f} "
+                f"| {row['network']} | {row['budget']} | {row['dense_ms']:.4g} | {row['budget_ms']:.4g} "
+                f"| {row['predicted_ms']:.4g} ({low:.4g} to {high:.4g}) | {row['measured_ms']:.4g} "
                 f"| **{row['measured_to_budget']:.3f}** | {row['pace']:.3f} | {row['gap']:.0e} "
                 f"| {row['solve_seconds']:.1f} "
                 f"| {row['profile_seconds']:.0f} | {row['peak_gb']:.2f} |",
@@ -98,7 +109,7 @@ def main() -> None:
             )
     inside = sum(0.90 <= row["measured_to_budget"] <= 1.05 for row in rows)
     print(f"\n{inside} of {len(rows)} within 0.90 to 1.05 of the budget. {caption()}")
-    keep("budgets", rows)
+    keep("budgets" if arguments.target == "torch:cpu" else f"budgets-{arguments.target.replace(':', '-')}", rows)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ def machine() -> dict[str, str]:
     import torch
 
     from widthwise import __version__
-    from widthwise.profiling.device import fingerprint
+    from widthwise.profiling.device import fingerprint, gpu_fields
 
-    device = fingerprint()
+    device = fingerprint(more=gpu_fields())
+    gpu = {"gpu": f"{device['gpu']} (driver {device.get('info.gpu_driver')})"} if "gpu" in device else {}
     return {
         "cpu": f"{device['cpu']}, {device['cores']} cores ({device['cpu_isa']})",
+        **gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "widthwise": __version__,

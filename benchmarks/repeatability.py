@@ -68,7 +68,7 @@ def autorange(network: Any) -> dict[str, float]:
     from torch.utils.benchmark import Timer
 
     from widthwise.profiling.runtimes import UnsupportedLayer
-    from widthwise.profiling.runtimes.torch_eager import build_layer
+    from widthwise.profiling.runtimes.torch_layers import build_layer
 
     found: dict[Any, float | None] = {}
     names = {}

@@ -42,6 +42,7 @@ def profile(
     target: str = "torch:cpu",
     threads: int = 1,
     dtype: str = "float32",
+    memory_format: str = "contiguous",
     time_s: float = profiler.DEFAULT_TIME_S,
     name: str = "",
     on_progress: Callable[[float, str], None] | None = None,
@@ -52,6 +53,7 @@ def profile(
     an interrupted call has lost nothing.
 
     Args:
+        target: ``RUNTIME:DEVICE``, such as ``torch:cpu``, ``torch:cuda`` or ``torch-cudagraph:cuda``.
         time_s: seconds to spend; more makes the table better, never invalid.
         name: what the model is called in the table, such as ``torchvision:resnet18``.
 
@@ -65,7 +67,7 @@ def profile(
         model,
         network,
         inputs,
-        target=Target.parse(target, threads=threads, dtype=dtype),
+        target=Target.parse(target, threads=threads, dtype=dtype, memory_format=memory_format),
         path=Path(path),
         time_s=time_s,
         propose=Proposer(model, network),

@@ -3,59 +3,55 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.network import Network
-from widthwise.profiling.profiler import candidate_for
-from widthwise.profiling.runtimes import RUNTIMES, Runtime, UnsupportedLayer, open_runtime
-from widthwise.profiling.runtimes.torch_eager import build_layer
+from widthwise.profiling.conformance import RuntimeConformance
+from widthwise.profiling.runtimes import RUNTIMES, UnsupportedLayer, open_runtime
+from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 
-TARGETS = [Target.parse("torch:cpu"), Target.parse("torch:cpu", dtype="bfloat16"), Target.parse("fake:cpu")]
+
+class TestTorchCpu(RuntimeConformance):
+    target = Target.parse("torch:cpu")
 
 
-@pytest.fixture(params=TARGETS, ids=str)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    return open_runtime(request.param)
+class TestTorchCpuChannelsLast(RuntimeConformance):
+    target = Target.parse("torch:cpu", threads=2, memory_format="channels_last")
+
+
+class TestTorchCpuBfloat16(RuntimeConformance):
+    target = Target.parse("torch:cpu", dtype="bfloat16")
+
+
+class TestFake(RuntimeConformance):
+    target = Target.parse("fake:cpu")
+
+
+class TestTorchCuda(RuntimeConformance):
+    target = Target.parse("torch:cuda")
+
+
+class TestTorchCudaHalf(RuntimeConformance):
+    target = Target.parse("torch:cuda", dtype="float16", memory_format="channels_last")
+
+
+class TestTorchCudaBfloat16(RuntimeConformance):
+    target = Target.parse("torch:cuda", dtype="bfloat16")
+
+
+class TestCudaGraph(RuntimeConformance):
+    target = Target.parse("torch-cudagraph:cuda")
+
+
+class TestCudaGraphHalf(RuntimeConformance):
+    target = Target.parse("torch-cudagraph:cuda", dtype="float16", memory_format="channels_last")
 
 
 def test_all_runtimes_are_tried() -> None:
-    assert {target.runtime for target in TARGETS} == set(RUNTIMES)
-
-
-def test_sessions_report_positive_seconds(
-    runtime: Runtime, branches: nn.Module, network: Network, example: torch.Tensor
-) -> None:
-    references = runtime.references()
-    assert references.compute.run() > 0
-    assert references.memory.run() > 0
-    session = runtime.network(candidate_for(branches, network, network.dense | {"stem": 5}, (example,)))
-    assert session.run() > 0
-    layers = session.run_layers()
-    assert len(layers) == len(network.layers)
-    assert all(seconds > 0 for seconds in layers)
-
-
-def test_every_dense_convolution_can_be_timed_alone(runtime: Runtime, network: Network) -> None:
-    for layer, spec in zip(network.layers, network.specs(network.dense), strict=True):
-        if layer.geometry.kind == "conv2d":
-            assert runtime.layer(spec).run() > 0
-
-
-def test_preparing_leaves_the_users_model_alone(
-    runtime: Runtime, branches: nn.Module, network: Network, example: torch.Tensor
-) -> None:
-    before = branches(example)
-    runtime.network(candidate_for(branches, network, network.dense, (example,))).run()
-    assert torch.equal(branches(example), before)
-    assert all(parameter.dtype == torch.float32 for parameter in branches.parameters())
-
-
-def test_versions_are_named(runtime: Runtime) -> None:
-    assert all(runtime.versions().values())
+    tried = {f"{suite.target.runtime}:{suite.target.device}" for suite in RuntimeConformance.__subclasses__()}
+    assert tried == set(RUNTIMES)
 
 
 def test_layers_built_from_specs_have_their_shapes(network: Network) -> None:

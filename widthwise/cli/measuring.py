@@ -27,7 +27,7 @@ from widthwise.cli.common import (
 
 __all__ = ["device", "profile", "verify"]
 
-TargetName = Annotated[str, typer.Option("--target", help="RUNTIME:DEVICE, such as torch:cpu.")]
+TargetName = Annotated[str, typer.Option("--target", help="torch:cpu, torch:cuda, torch-cudagraph:cuda or fake:cpu.")]
 Threads = Annotated[int, typer.Option("--threads", help="Intra-op threads.")]
 
 
@@ -38,7 +38,8 @@ def profile(
     lut: LutPath,
     target: TargetName = "torch:cpu",
     threads: Threads = 1,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    memory_format: Annotated[str, typer.Option("--memory-format", help="contiguous or channels_last.")] = "contiguous",
     time: Annotated[str, typer.Option("--time", help="How long to measure: 90s, 3m.")] = "4m",
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Fresh processes to share the time among; 0: one a minute, up to 3.")
@@ -59,7 +60,7 @@ def profile(
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for
     from widthwise.report.terminal import facts, show
 
-    where = Target.parse(target, threads=threads, dtype=dtype)
+    where = Target.parse(target, threads=threads, dtype=dtype, memory_format=memory_format)
     module = open_model(model, weights)
     network = Network.trace(module, example, name=model)
     if not network.free:
@@ -142,14 +143,14 @@ def device(threads: Threads = 1, as_json: Json = False) -> None:
 
     Example: widthwise device
     """
-    from widthwise.profiling.device import fingerprint, hazards
+    from widthwise.profiling.device import fingerprint, gpu_fields, hazards
     from widthwise.report.terminal import facts, rows_table, show
 
-    found = hazards(threads)
+    found, fields = hazards(threads), fingerprint(more=gpu_fields())
     if as_json:
-        emit({"fingerprint": fingerprint(), "hazards": [asdict(hazard) for hazard in found]})
+        emit({"fingerprint": fields, "hazards": [asdict(hazard) for hazard in found]})
         return
-    show(facts("device", [(name, str(value)) for name, value in fingerprint().items()]))
+    show(facts("device", [(name, str(value)) for name, value in fields.items()]))
     rows = [(hazard.what, hazard.found, hazard.remedy) for hazard in found]
     show(
         rows_table("what makes timing unreliable here", ("what", "found", "remedy"), rows) if rows else "fit for timing"

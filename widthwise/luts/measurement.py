@@ -67,6 +67,9 @@ class Conditions:
         steal_share: of all cores' time, taken by the hypervisor for others.
         load: runnable processes, averaged over the last minute.
         clock_mhz: of the core, or of the GPU's multiprocessors.
+        clock_share: of the GPU's highest clock.
+        slowed_by: bits of NVML's reasons for the GPU's clock.
+        gpu_others: other processes that compute on the GPU.
         disagreement: by how much the memory-bound reference was slowed down more than the compute-bound one.
 
     Example:
@@ -80,6 +83,9 @@ class Conditions:
     steal_share: float | None = None
     load: float | None = None
     clock_mhz: float | None = None
+    clock_share: float | None = None
+    slowed_by: int | None = None
+    gpu_others: int | None = None
     disagreement: float | None = None
 
     def as_dict(self) -> dict[str, float]:

@@ -172,8 +172,8 @@ class Lut:
                 raise InvalidTable(f"{self.path} is on a quiet reference of {before} ms, which {ms} ms can't lower")
             for table in ("layers", "networks"):
                 db.execute(
-                    f"UPDATE {table} SET latency_ms = latency_ms * ?1, low_ms = low_ms * ?1, high_ms = high_ms * ?1",
-                    (ms / before,),
+                    f"UPDATE {table} SET latency_ms = latency_ms * :by, low_ms = low_ms * :by, high_ms = high_ms * :by",
+                    {"by": ms / before},
                 )
             self._store_quiet_reference(db, ms)
 

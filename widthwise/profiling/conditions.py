@@ -1,7 +1,7 @@
 """What the host did while something was timed, read from the system without special rights.
 
 Sources: wall against CPU time, ``getrusage`` (involuntary context switches, page faults), ``/proc/stat`` (time stolen
-by a hypervisor), the load average and cpufreq's current clock. What a system doesn't tell is None.
+by a hypervisor), the load average and cpufreq's current clock; for GPUs NVML. What a system doesn't tell is None.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from widthwise.luts.measurement import Conditions
+from widthwise.profiling.nvml import SLOWING, Gpu
 
-__all__ = ["is_contaminated", "watch_host"]
+__all__ = ["is_contaminated", "watch_gpu", "watch_host"]
 
 _LEAST_CPU_SHARE = 0.95
 """A timed thread that got less of the wall time was kept waiting."""
@@ -23,6 +25,9 @@ _ENOUGH_CPU_SHARE = 0.75
 
 _MANY = 5
 _MOST_STEAL_SHARE = 0.05
+
+_LEAST_CLOCK_SHARE = 0.75
+"""A GPU whose multiprocessors run below this share of their highest clock isn't at its usual pace (nvbench's rule)."""
 
 _LONG_ENOUGH_S = 0.02
 """Shares of less wall time than this are worth nothing: clocks tick in milliseconds."""
@@ -63,12 +68,34 @@ def watch_host(threads: int) -> Callable[[], Conditions]:
     return finish
 
 
+def watch_gpu(gpu: Gpu, threads: int) -> Callable[[], Conditions]:
+    """:func:`watch_host`, and what the GPU's driver says when it ends: its clock is that of work just done.
+
+    Raises:
+        GpuLost: (the call it gives) the GPU doesn't answer.
+    """
+    finish_host = watch_host(threads)
+
+    def finish() -> Conditions:
+        host, state = finish_host(), gpu.state()
+        return replace(
+            host,
+            clock_mhz=state.clock_mhz,
+            clock_share=state.clock_share,
+            slowed_by=state.reasons,
+            gpu_others=state.others,
+        )
+
+    return finish
+
+
 def is_contaminated(conditions: Conditions, runs: int) -> bool:
-    """Whether others took the core away while a block of so many runs was taken."""
+    """Whether others took the core away while a block of so many runs was taken, or the GPU was slowed down."""
     least = _LEAST_CPU_SHARE if runs < _MANY else _ENOUGH_CPU_SHARE
     waited = conditions.cpu_share is not None and conditions.cpu_share < least
     stolen = conditions.steal_share is not None and conditions.steal_share > _MOST_STEAL_SHARE
-    return waited or stolen
+    slow = conditions.clock_share is not None and conditions.clock_share < _LEAST_CLOCK_SHARE
+    return waited or stolen or slow or bool((conditions.slowed_by or 0) & SLOWING)
 
 
 def _usage() -> tuple[int, int] | tuple[None, None]:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["cheap_collections", "keep_memory", "return_free_memory"]
+__all__ = ["can_keep_memory", "cheap_collections", "keep_memory", "return_free_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -49,6 +49,11 @@ def keep_memory() -> bool:
         return False
     mapped = mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) or mallopt(_MMAP_THRESHOLD, _LARGEST_IN_OLD_VERSIONS)
     return bool(mallopt(_TRIM_THRESHOLD, _ALL) and mapped)
+
+
+def can_keep_memory() -> bool:
+    """Whether :func:`keep_memory` has an allocator to tell here; changes nothing."""
+    return _of_c_library("mallopt") is not None and _of_c_library("gnu_get_libc_version") is not None
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def open_table(path: Path, runtime: Runtime) -> Lut:
         InvalidTable: the file isn't a table.
         TableMismatch: the table is of another target or device.
     """
-    here = device.fingerprint(runtime.versions())
+    here = device.fingerprint(runtime.versions(), runtime.device_fields())
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return Lut.create(path, target=runtime.target.as_dict(), fingerprint=here)

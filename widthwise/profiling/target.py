@@ -17,8 +17,8 @@ class Target:
     """Runtime, device, and what else changes every latency.
 
     Args:
-        runtime: ``torch`` or ``fake``; see :mod:`widthwise.profiling.runtimes`.
-        device: ``cpu``.
+        runtime: ``torch``, ``torch-cudagraph`` or ``fake``; see :mod:`widthwise.profiling.runtimes`.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: intra-op threads.
         dtype: of weights and activations.
         memory_format: of activations.

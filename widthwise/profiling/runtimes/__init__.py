@@ -26,11 +26,15 @@ __all__ = [
     "open_runtime",
 ]
 
+_PACKAGE = "widthwise.profiling.runtimes"
+
 RUNTIMES = {
-    "torch": "widthwise.profiling.runtimes.torch_eager:TorchRuntime",
-    "fake": "widthwise.profiling.runtimes.fake:FakeRuntime",
+    "torch:cpu": f"{_PACKAGE}.torch_eager:TorchRuntime",
+    "torch:cuda": f"{_PACKAGE}.torch_cuda:CudaRuntime",
+    "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
+    "fake:cpu": f"{_PACKAGE}.fake:FakeRuntime",
 }
-"""Runtime name → ``module:class``."""
+"""Runtime and device, without its number → ``module:class``."""
 
 
 def open_runtime(target: Target) -> Runtime:
@@ -39,9 +43,10 @@ def open_runtime(target: Target) -> Runtime:
     Raises:
         InvalidTarget: no such runtime, or it can't run this target here.
     """
-    place = RUNTIMES.get(target.runtime)
+    place = RUNTIMES.get(f"{target.runtime}:{target.device.partition(':')[0]}")
     if place is None:
-        raise InvalidTarget(f"no runtime {target.runtime!r}; there are {', '.join(sorted(RUNTIMES))}")
+        known = ", ".join(sorted(RUNTIMES))
+        raise InvalidTarget(f"no target {target.runtime}:{target.device}; there are {known} (cuda:1 is the second GPU)")
     module, _, name = place.partition(":")
     runtime: Runtime = getattr(importlib.import_module(module), name)(target)
     return runtime

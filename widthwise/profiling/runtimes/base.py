@@ -63,6 +63,13 @@ class NetworkSession(Session):
     def run_layers(self) -> Sequence[float]:
         """Runs once; seconds per layer, in the order of ``network.layers``."""
 
+    def outputs(self) -> tuple[torch.Tensor, ...] | None:
+        """What the network computes for the candidate's example, as float32 on the CPU; None where nothing is computed.
+
+        :mod:`widthwise.profiling.conformance` holds it against eager PyTorch.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class References:
@@ -99,6 +106,10 @@ class Runtime(ABC):
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Versions of whatever decides latencies here."""
+
+    def device_fields(self) -> dict[str, str | int]:
+        """What identifies the device beyond its CPU, such as a GPU; keys ``info.…`` are only recorded."""
+        return {}
 
     @abstractmethod
     def references(self) -> References:
