@@ -31,6 +31,7 @@ def run(
     import torch
 
     import widthwise as ww
+    from widthwise.luts.errors import InfeasibleBudget
     from widthwise.network.loading import load_model
 
     torch.set_num_threads(1)
@@ -44,7 +45,11 @@ def run(
         with ww.profile(model, example, path=path, time_s=time_s, name=name, **options) as lut:
             profile_seconds = time.perf_counter() - start
             for budget in BUDGETS:
-                plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
+                try:
+                    plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
+                except InfeasibleBudget as error:
+                    print(f"{network} at {budget}: {error}", flush=True)
+                    continue
                 small = ww.apply(plan, model, example)
                 found = ww.verify(plan, small, example, lut=lut, dense=model)
                 rows.append(

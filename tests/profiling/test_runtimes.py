@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.network import Network
 from widthwise.profiling.conformance import RuntimeConformance
 from widthwise.profiling.runtimes import RUNTIMES, UnsupportedLayer, open_runtime
+from widthwise.profiling.runtimes.torch_cuda import without_stamps
 from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 
@@ -84,6 +88,36 @@ def test_an_unknown_kind_is_unsupported_not_zero() -> None:
 def test_impossible_targets(text: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidTarget, match=message):
         Target.parse(text, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("text", ["torch:cuda", "torch:cuda:1", "torch-cudagraph:cuda"])
+def test_a_gpu_target_without_a_gpu_says_what_helps(text: str) -> None:
+    with pytest.raises(InvalidTarget, match=f"target {text} needs an NVIDIA GPU .* `widthwise device` .* torch:cpu"):
+        open_runtime(Target.parse(text))
+
+
+@given(st.lists(st.floats(1.0, 1e3), min_size=1, max_size=40), st.floats(0.3, 1.5))
+def test_what_events_took_is_taken_off_every_layer_alike(gaps: list[float], share: float) -> None:
+    whole = share * sum(gaps)
+    layers = without_stamps(gaps, whole)
+    taken = [gap - layer for gap, layer in zip(gaps, layers, strict=True)]
+    assert all(0.05 * gap <= layer <= gap for gap, layer in zip(gaps, layers, strict=True))
+    if share >= 1:
+        assert layers == gaps
+        return
+    most = max(taken)  # whoever lost less was at its least
+    assert all(
+        loss == pytest.approx(most) or layer == pytest.approx(0.05 * gap)
+        for gap, layer, loss in zip(gaps, layers, taken, strict=True)
+    )
+    at_least = sum(layer for gap, layer in zip(gaps, layers, strict=True) if layer > 0.0501 * gap)
+    assert at_least <= whole * (1 + 1e-9)
+    assert sum(layers) >= whole * (1 - 1e-9)
+
+
+def test_without_a_whole_run_layers_stay_as_they_are() -> None:
+    assert without_stamps([3.0, 1.0], None) == [3.0, 1.0]
 
 
 @pytest.mark.parametrize("text", ["tpu:0", "torch:mars"])

@@ -58,7 +58,7 @@ _WARM_UP_CALLS = 3
 _STREAMED = 2**25
 """Elements of 4 bytes the memory-bound reference reads, and writes: more than any GPU's L2 cache holds."""
 
-_LAUNCHES = 64
+_LAUNCHES = 256
 _RECENT = 20
 _LEAST_SHARE = 0.05
 
