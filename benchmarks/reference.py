@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.machine import caption, keep
 from widthwise.network.loading import load_model
-from widthwise.profiling.runtimes.torch_eager import TorchRuntime, _square_convolution
+from widthwise.profiling.runtimes.torch_eager import TorchRuntime
+from widthwise.profiling.runtimes.torch_layers import square_convolution
 from widthwise.profiling.target import Target
 
 NETWORKS = ("torchvision:resnet18", "torchvision:mobilenet_v2")
@@ -54,7 +55,7 @@ def main() -> None:
     """Prints a Markdown table and keeps the figures."""
     torch.set_num_threads(1)
     runtime = TorchRuntime(Target.parse("torch:cpu"))
-    kernels = {name: runtime.layer(_square_convolution(*kernel)) for name, kernel in KERNELS.items()}
+    kernels = {name: runtime.layer(square_convolution(*kernel)) for name, kernel in KERNELS.items()}
     networks = {name: load_model(name) for name in NETWORKS}
     x = torch.randn(1, 3, 224, 224)
     rows: list[dict[str, float | str]] = []

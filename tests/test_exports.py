@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
+
+import pytest
 
 import widthwise
+
+_ROOT = Path(__file__).parent.parent
 
 
 def test_every_public_name_is_there() -> None:
@@ -19,3 +24,9 @@ def test_every_module_says_what_is_public() -> None:
         assert module.__doc__, info.name
         for name in getattr(module, "__all__", ()):
             assert hasattr(module, name), (info.name, name)
+
+
+@pytest.mark.parametrize("path", sorted([*_ROOT.glob("benchmarks/*.py"), *_ROOT.glob("examples/*.py")]), ids=lambda path: path.stem)
+def test_benchmarks_and_examples_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(_ROOT))
+    importlib.import_module(f"{path.parent.name}.{path.stem}")
