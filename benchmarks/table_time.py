@@ -68,7 +68,7 @@ def judge(paths: dict[str, Path]) -> list[dict[str, Any]]:
             schedule = Schedule.on(runtime, quiet_ms=quiet_ms)
             schedule.warm_up()
             sessions = [runtime.network(candidate_for(model, network, widths, (example,))) for widths in unseen]
-            timings = schedule.measure(sessions, Pace(blocks=5, most_blocks=8, half_width=0.01))
+            timings = schedule.measure(sessions, Pace(blocks=5, cap_s=2.0))
             measured_ms = np.array([timing.measurement(quiet_ms).latency_ms for timing in timings])
             predictor = LatencyPredictor.fit(lut, network)
             predicted_ms = np.array([predictor.predict(widths).latency_ms for widths in unseen])

@@ -26,7 +26,9 @@ def test_every_module_says_what_is_public() -> None:
             assert hasattr(module, name), (info.name, name)
 
 
-@pytest.mark.parametrize("path", sorted([*_ROOT.glob("benchmarks/*.py"), *_ROOT.glob("examples/*.py")]), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*_ROOT.glob("benchmarks/*.py"), *_ROOT.glob("examples/*.py")]), ids=lambda path: path.stem
+)
 def test_benchmarks_and_examples_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(_ROOT))
     importlib.import_module(f"{path.parent.name}.{path.stem}")

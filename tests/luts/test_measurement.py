@@ -84,3 +84,12 @@ def test_no_time_is_not_a_time(value: float) -> None:
 def test_no_blocks_are_no_measurement() -> None:
     with pytest.raises(InvalidSpec, match="at least one block"):
         Measurement((), 1.0)
+
+
+def test_half_of_the_blocks_spoilt_is_unstable_however_well_they_agree() -> None:
+    spoilt = Block(2.0, 1.0, Conditions(spoilt=1))
+    settled = Measurement((Block(2.0, 1.0),) * 3 + (spoilt,) * 2, 1.0)
+    assert settled.status is Status.STABLE and settled.spoilt == 2
+    doubtful = Measurement((Block(2.0, 1.0),) * 2 + (spoilt,) * 2, 1.0)
+    assert doubtful.half_width == 0 and doubtful.status is Status.UNSTABLE
+    assert [summary.status for summary in summarise([settled, doubtful])] == [settled.status, doubtful.status]

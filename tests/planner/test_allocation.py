@@ -47,7 +47,7 @@ def test_flatten_and_depthwise_are_priced_too(tmp_path: Path, branches: nn.Modul
     with ww.profile(branches, example, path=tmp_path / "t.lut", target="fake:cpu", time_s=2) as lut:
         network = Network.trace(branches, example)
         predictor = LatencyPredictor.fit(lut, network)
-        options = network.options(step=4)
+        options = network.options(dict.fromkeys(network.options(), 4))
         problem = build_problem(predictor, score(branches, network), 1.0, options)
         widths = {group: choices[0] for group, choices in options.items()}
         assert problem.latency_ms(widths) == pytest.approx(predictor.predict(widths).latency_ms, rel=1e-9)
@@ -57,7 +57,7 @@ def test_the_plan_is_the_best_of_all_width_vectors(
     predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
 ) -> None:
     """Against brute force over a coarse grid."""
-    options = wide_network.options(step=16, most=3)
+    options = wide_network.options(dict.fromkeys(wide_network.options(), 16), most=3)
     importance = score(wide, wide_network)
     budget_ms = 0.6 * predictor.dense_ms
     answer = solve(build_problem(predictor, importance, budget_ms, options))

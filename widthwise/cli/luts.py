@@ -67,9 +67,12 @@ def export_(
 def import_(
     file: Annotated[Path, typer.Argument(help="The table; made where it doesn't exist.")],
     source: Annotated[Path, typer.Option("--from", help="An exported .jsonl or .csv, also with .gz.")],
+    networks: Annotated[
+        Path | None, typer.Option("--networks", help="The CSV of whole networks that goes with a phone's layers.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read an exported table.
+    """Read an exported table, or one that others published (GPU convolutions, phone layers), as a target of its own.
 
     Example: widthwise luts import device.lut --from device.jsonl
     """
@@ -77,7 +80,7 @@ def import_(
 
     from widthwise.luts.exchange import import_table
 
-    added = asdict(import_table(source, file))
+    added = asdict(import_table(source, file, networks=networks))
     _done(added, f"{file}: added {added['networks']} networks, {added['layers']} layers", as_json)
 
 

@@ -7,13 +7,15 @@ of a run is known, and copying the same run again adds only what is new.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import itertools
 import os
 import sqlite3
 import uuid
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import starmap
 from os import PathLike
@@ -23,6 +25,7 @@ from typing import IO
 from widthwise.luts import formats, rows
 from widthwise.luts.checks import Finding, Severity, check
 from widthwise.luts.errors import InvalidTable
+from widthwise.luts.foreign import is_foreign, read_foreign
 from widthwise.luts.formats import Header, Item, LayersItem, NetworkItem
 from widthwise.luts.measurement import Measurement
 from widthwise.luts.records import LayerRecord, NetworkKey, RunRecord
@@ -93,8 +96,12 @@ def export_table(lut: Lut, path: str | PathLike[str]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def import_table(source: str | PathLike[str], destination: str | PathLike[str]) -> Merged:
+def import_table(
+    source: str | PathLike[str], destination: str | PathLike[str], *, networks: str | PathLike[str] | None = None
+) -> Merged:
     """Read an exported table into ``destination``, which is made where it does not exist yet.
+
+    Tables of others are read as :mod:`widthwise.luts.foreign` says, as targets of their own.
 
     From CSV each measurement comes back as a single block that gives the same latency, so it counts as unstable:
     its interval was measured, but not by anything that can be recomputed.
@@ -102,17 +109,17 @@ def import_table(source: str | PathLike[str], destination: str | PathLike[str]) 
     Args:
         source: a ``.jsonl`` or ``.csv`` file, or either with ``.gz``.
         destination: the LUT file.
+        networks: the file with the whole networks of a table of others.
 
     Raises:
         InvalidTable: ``source`` is no such file; the message names the line.
         TableMismatch: ``destination`` is of another target or device.
     """
     source, destination = Path(source), Path(destination)
-    read = formats.read_csv if _format(source) == ".csv" else formats.read_jsonl
     made = False
     try:
         with _opened(source, "rt", compressed=source.suffix == ".gz") as file:
-            header, contents = read(file, source)
+            header, contents = _read(file, source, Path(networks) if networks is not None else None)
             made = not destination.exists()
             lut = (
                 Lut.create(destination, target=header.target, fingerprint=header.fingerprint)
@@ -130,6 +137,21 @@ def import_table(source: str | PathLike[str], destination: str | PathLike[str]) 
             reason = getattr(error, "strerror", None) or str(error)
             raise InvalidTable(f"{source} cannot be read: {reason}; check the path and export it again") from error
         raise
+
+
+def _read(file: IO[str], source: Path, networks: Path | None) -> tuple[Header, Iterator[Item]]:
+    if _format(source) == ".jsonl":
+        return formats.read_jsonl(file, source)
+    columns: list[str] = []
+    with suppress(csv.Error):  # read_csv says what is wrong with it
+        columns = next(csv.reader(itertools.islice(file, 1)), [])
+    file.seek(0)
+    if not is_foreign(columns):
+        return formats.read_csv(file, source)
+    if networks is None:
+        return read_foreign(file.read(), source)
+    with _opened(networks, "rt", compressed=networks.suffix == ".gz") as other:
+        return read_foreign(file.read(), source, other.read())
 
 
 def _format(path: Path) -> str:

@@ -71,6 +71,7 @@ class Conditions:
         slowed_by: bits of NVML's reasons for the GPU's clock.
         gpu_others: other processes that compute on the GPU.
         disagreement: by how much the memory-bound reference was slowed down more than the compute-bound one.
+        spoilt: 1 where the block was kept although the machine was disturbed, for want of patience.
 
     Example:
         >>> Conditions(cpu_share=0.97, switches=2).as_dict()
@@ -87,6 +88,7 @@ class Conditions:
     slowed_by: int | None = None
     gpu_others: int | None = None
     disagreement: float | None = None
+    spoilt: int | None = None
 
     def as_dict(self) -> dict[str, float]:
         """What is known, rounded to what such readings are worth."""
@@ -181,8 +183,14 @@ class Measurement:
 
     @property
     def status(self) -> Status:
-        """``unstable`` where the doubt exceeds ``SETTLED_HALF_WIDTH`` or there are too few blocks to know."""
-        return _status(len(self.blocks), self.half_width)
+        """``unstable`` where the doubt exceeds ``SETTLED_HALF_WIDTH``, there are too few blocks to know, or half of
+        them were taken on a disturbed machine."""
+        return _status(len(self.blocks), self.half_width, self.spoilt)
+
+    @property
+    def spoilt(self) -> int:
+        """How many blocks were taken on a disturbed machine, for want of patience."""
+        return sum(bool(block.conditions and block.conditions.spoilt) for block in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +225,7 @@ def summarise(measurements: Sequence[Measurement]) -> list[Summary]:
         scale = np.array([measurements[i].quiet_reference_ms for i in indices])
         columns = np.stack([middle, low, high], axis=1) * scale[:, None]
         for index, (at, bottom, top) in zip(indices, columns.tolist(), strict=True):
-            status = _status(count, (top - bottom) / 2 / at)
+            status = _status(count, (top - bottom) / 2 / at, measurements[index].spoilt)
             summaries[index] = Summary(at, bottom, top, status, count)
     return [summaries[index] for index in range(len(measurements))]
 
@@ -243,6 +251,6 @@ def _median_ranks(count: int) -> tuple[np.ndarray, np.ndarray]:
     return draws[:, (count - 1) // 2], draws[:, count // 2]
 
 
-def _status(count: int, half_width: float) -> Status:
-    settled = count >= _MIN_BLOCKS and half_width <= SETTLED_HALF_WIDTH
+def _status(count: int, half_width: float, spoilt: int) -> Status:
+    settled = count >= _MIN_BLOCKS and half_width <= SETTLED_HALF_WIDTH and 2 * spoilt < count
     return Status.STABLE if settled else Status.UNSTABLE

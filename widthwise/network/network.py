@@ -25,6 +25,9 @@ from widthwise.network.widths import Affine, Widths, grid
 
 __all__ = ["Network", "meta_copy", "trace_runnable"]
 
+_STEP = 8
+"""Between widths of groups whose granularity isn't known."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -96,10 +99,22 @@ class Network:
         """The original widths."""
         return {group.name: group.size for group in self.free}
 
-    def options(self, step: int = 8, *, floor: float = 0.125, most: int = 16) -> dict[str, tuple[int, ...]]:
-        """Widths to choose from, per free group: multiples of ``step``, at least ``floor`` of the dense width."""
+    def options(
+        self, steps: Mapping[str, int] | None = None, *, floor: float = 0.125, most: int = 16
+    ) -> dict[str, tuple[int, ...]]:
+        """Widths to choose from, per free group: multiples of its step, at least ``floor`` of the dense width.
+
+        Args:
+            steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
+        """
+        known = steps or {}
         return {
-            group.name: grid(group.size, min(step, group.size), minimum=int(np.ceil(floor * group.size)), most=most)
+            group.name: grid(
+                group.size,
+                min(known.get(group.name, _STEP), group.size),
+                minimum=int(np.ceil(floor * group.size)),
+                most=most,
+            )
             for group in self.free
         }
 

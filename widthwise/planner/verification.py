@@ -31,7 +31,7 @@ from widthwise.profiling.target import Target
 
 __all__ = ["Verdict", "Verification", "verify"]
 
-_PACE = Pace(blocks=10, most_blocks=20, half_width=0.01, visit_s=0.1)
+_PACE = Pace(blocks=10, most_blocks=20, half_width=0.005, cap_s=5.0)
 
 
 class Verdict(StrEnum):

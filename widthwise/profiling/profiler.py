@@ -26,6 +26,7 @@ from widthwise.luts.store import Lut
 from widthwise.network.narrowing import leading, narrow
 from widthwise.network.network import Network
 from widthwise.profiling import device
+from widthwise.profiling.gauge import REFERENCE
 from widthwise.profiling.memory import cheap_collections, return_free_memory
 from widthwise.profiling.runtimes import Candidate, Runtime, UnsupportedLayer, open_runtime
 from widthwise.profiling.sampler import Draw, WidthSampler, uncovered_specs
@@ -44,8 +45,8 @@ _TOGETHER = 4
 _TOGETHER_BYTES = 400e6
 """So many networks are interleaved, as long as their weights stay below this."""
 
-_DENSE_PACE = Pace(blocks=6, most_blocks=10, half_width=0.01)
-_SINGLE_PACE = Pace(blocks=4, most_blocks=6, visit_s=0.02)
+_DENSE_PACE = Pace(blocks=6, half_width=0.005, cap_s=2.5)
+_SINGLE_PACE = Pace(blocks=4, cap_s=0.2, visit_s=0.02)
 
 _QUIETER = 0.02
 
@@ -93,7 +94,7 @@ def open_table(path: Path, runtime: Runtime) -> Lut:
         InvalidTable: the file isn't a table.
         TableMismatch: the table is of another target or device.
     """
-    here = device.fingerprint(runtime.versions(), runtime.device_fields())
+    here = device.fingerprint(runtime.versions(), runtime.device_fields() | {"reference": REFERENCE})
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return Lut.create(path, target=runtime.target.as_dict(), fingerprint=here)

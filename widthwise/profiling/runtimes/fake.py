@@ -18,12 +18,14 @@ from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.layers import macs
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
+from widthwise.profiling.gauge import Reading
 from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
 from widthwise.profiling.target import Target
 
 __all__ = ["FakeRuntime", "World", "staircase_ms"]
 
 _TILE = 8
+_MEMORY_SHARE = 0.2
 
 
 def _square(channels: int, size: int) -> LayerSpec:
@@ -46,7 +48,7 @@ class World:
         burst_rate: share of runs that are hit by a neighbour.
         burst: slowdown of such a run, as if its core had been taken away for a while.
         memory_drift: amplitude of a slowdown that hits memory-bound work only: the memory-bound reference in full,
-            networks and layers by half.
+            networks and layers by a fifth (as much as real ones, see :mod:`widthwise.profiling.gauge`).
         memory_period_s: its period in virtual seconds.
         single_factor: a layer timed alone over the same layer in place (caches are warmer alone).
         overhead_ms: what a network takes beyond its layers.
@@ -99,7 +101,7 @@ class FakeRuntime(Runtime):
     @property
     def quiet_reference_ms(self) -> float:
         """What the references take undisturbed."""
-        return sum(map(staircase_ms, _REFERENCES))
+        return Reading(*map(staircase_ms, _REFERENCES)).latency_ms
 
     def watch(self) -> Callable[[], Conditions]:
         began_s, stolen_s = self.now_s, self._stolen_s
@@ -120,7 +122,7 @@ class FakeRuntime(Runtime):
         """The undisturbed latency of a whole network."""
         return sum(staircase_ms(spec) for spec in network.specs(widths)) + self.world.overhead_ms
 
-    def elapse(self, latency_ms: float, memory: float = 0.5) -> float:
+    def elapse(self, latency_ms: float, memory: float = _MEMORY_SHARE) -> float:
         """Lets virtual time pass for a run of this true latency; the disturbed seconds it took.
 
         Args:
@@ -143,7 +145,7 @@ def _wave(periods: float) -> float:
 
 
 class _FakeLayer(Session):
-    def __init__(self, runtime: FakeRuntime, latency_ms: float, memory: float = 0.5) -> None:
+    def __init__(self, runtime: FakeRuntime, latency_ms: float, memory: float = _MEMORY_SHARE) -> None:
         self._runtime = runtime
         self._latency_ms = latency_ms
         self._memory = memory
