@@ -1,8 +1,9 @@
 """Does a second profile say what the first said? ``python -m benchmarks.repeatability [--time 45] [--repeats 6]``
 
 ResNet-18 is profiled again and again, each time in a process of its own into a table of its own; once on an otherwise
-idle machine and once beside a process that runs a network without pause. Entries of successive tables are compared.
-In every process the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``.
+idle machine and once beside a process that runs a network without pause. Entries of successive tables are compared: an entry
+is a layer with its shapes, and all its blocks. A table keeps its first quiet reference, so all are put on that of the
+first profile. In every process the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ PHASES = ("idle", "one core loaded")
 _SETTLE_S = 12.0
 
 Profile = dict[str, Any]
-"""``ours``: (network, layer) → [ms, stable]; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
+"""``ours``: layer with its shapes → [ratio to the reference, stable]; ``dense``: the dense network's layer → its shapes; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
 
 
 def run(time_s: float) -> Profile:
     """One profile in a fresh process."""
     import torch
 
-    from widthwise.luts import Estimator, Lut, Status
+    from widthwise.luts import Estimator, Lut, Measurement, Status
     from widthwise.network.loading import load_model
     from widthwise.network.network import Network
     from widthwise.profiling.profiler import profile
@@ -50,16 +51,14 @@ def run(time_s: float) -> Profile:
         target = Target.parse("torch:cpu")
         report = profile(model, network, (example,), target=target, path=path, time_s=time_s, networks=NETWORKS)
         with Lut.open(path, readonly=True) as lut:
-            order = {record.id: str(index) for index, record in enumerate(lut.networks())}
-            ours = {
-                f"{order[record.network_id]} {record.layer_name}": [
-                    record.latency_ms,
-                    record.status is Status.STABLE,
-                ]
-                for record in lut.layers(estimator=Estimator.IN_PLACE)
-                if record.network_id is not None
-            }
-    return {"ours": ours, "theirs": autorange(network), "dropped": report.dropped, "seconds": report.seconds}
+            blocks: dict[Any, list[Any]] = {}
+            for record in lut.layers(estimator=Estimator.IN_PLACE):
+                blocks.setdefault(record.spec, []).extend(lut.samples(record).blocks)
+    entries = {spec: Measurement(tuple(taken), 1.0) for spec, taken in blocks.items()}
+    ours = {str(spec): [entry.latency_ms, entry.status is Status.STABLE] for spec, entry in entries.items()}
+    dense = {layer.name: str(spec) for layer, spec in zip(network.layers, network.specs(network.dense), strict=True)}
+    theirs = autorange(network)
+    return {"ours": ours, "dense": dense, "theirs": theirs, "dropped": report.dropped, "seconds": report.seconds}
 
 
 def autorange(network: Any) -> dict[str, float]:
@@ -94,7 +93,7 @@ def differences(before: Profile, after: Profile) -> dict[str, list[float]]:
         return key in after["ours"] and before["ours"][key][1] and after["ours"][key][1]
 
     ours = {key: abs(after["ours"][key][0] / entry[0] - 1) for key, entry in before["ours"].items() if stable(key)}
-    dense = {key.split(" ", 1)[1]: value for key, value in ours.items() if key.startswith("0 ")}
+    dense = {name: ours[spec] for name, spec in before["dense"].items() if spec in ours}
     both = sorted(dense.keys() & before["theirs"].keys())
     return {
         "widthwise, all entries": list(ours.values()),

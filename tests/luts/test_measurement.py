@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widthwise.luts import Block, InvalidSpec, Measurement, Status, summarise
+from widthwise.luts import Block, Conditions, InvalidSpec, Measurement, Status, summarise
 
 positive = st.floats(1e-6, 1e6)
 measurements = st.builds(

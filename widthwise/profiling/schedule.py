@@ -36,7 +36,7 @@ _FIRST_PATIENCE_S = 10.0
 _PATIENCE = 0.5
 """Seconds of waiting granted for each second of measuring."""
 
-_DISAGREEMENT = 0.12
+_DISAGREEMENT = 0.2
 """A block is dropped when one reference was slowed down by so much more than the other."""
 
 _LONG_RUN_S = 0.25
