@@ -24,6 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.durability
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.repeatability
+	$(BIN)/python -m benchmarks.estimators
 	$(BIN)/python -m benchmarks.table_time
 
 $(STAMP): pyproject.toml

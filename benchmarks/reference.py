@@ -7,6 +7,7 @@ one that runs a network. For each candidate: how far the ratio network ÷ refere
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
@@ -28,15 +29,16 @@ _SETTLE_S = 12.0
 
 
 def disturb(kind: str, stop: Event) -> None:
-    """A neighbour that streams memory, or runs a network, until told to stop."""
+    """A neighbour that streams memory, or runs a network, until told to stop or left alone."""
     torch.set_num_threads(1)
+    parent = os.getppid()
     with torch.inference_mode():
         if kind == "memory":
             a, b = torch.randn(8_000_000), torch.randn(8_000_000)
-            while not stop.is_set():
+            while not stop.is_set() and os.getppid() == parent:
                 a.add_(b)
         model, x = load_model(NETWORKS[0]), torch.randn(1, 3, 224, 224)
-        while not stop.is_set():
+        while not stop.is_set() and os.getppid() == parent:
             model(x)
 
 

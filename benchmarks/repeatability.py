@@ -1,9 +1,10 @@
 """Does a second profile say what the first said? ``python -m benchmarks.repeatability [--time 45] [--repeats 6]``
 
 ResNet-18 is profiled again and again, each time in a process of its own into a table of its own; once on an otherwise
-idle machine and once beside a process that runs a network without pause. Entries of successive tables are compared: an entry
-is a layer with its shapes, and all its blocks. A table keeps its first quiet reference, so all are put on that of the
-first profile. In every process the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``.
+idle machine and once beside a process that runs a network without pause. Entries of successive tables are compared:
+an entry is a layer with its shapes, and all its blocks. A table keeps its first quiet reference, so all are put on
+that of the first profile. In every process the layers of the dense network are also timed with torch.utils.benchmark's
+``blocked_autorange``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ PHASES = ("idle", "one core loaded")
 _SETTLE_S = 12.0
 
 Profile = dict[str, Any]
-"""``ours``: layer with its shapes → [ratio to the reference, stable]; ``dense``: the dense network's layer → its shapes; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
+"""``ours``: layer with its shapes → [ratio to the reference, stable]; ``dense``: the dense network's layer → its
+shapes; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
 
 
 def run(time_s: float) -> Profile:

@@ -33,7 +33,7 @@ def profile(name: str, path: Path, time_s: float) -> dict[str, Any]:
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for
 
     example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    job = Job(name, None, (example,), Target.parse("torch:cpu"), path, propose=Proposer)
+    job = Job(name, None, (example,), Target.parse("torch:cpu"), path, advise=Proposer)
     report = profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
     return {"network": name, "seconds": report.seconds, "timed_share": report.timed_s / report.seconds,
             "waited_s": report.waited_s, "dropped": dict(report.dropped), "networks": report.networks,

@@ -70,7 +70,7 @@ def profile(
         target=Target.parse(target, threads=threads, dtype=dtype, memory_format=memory_format),
         path=Path(path),
         time_s=time_s,
-        propose=Proposer(model, network),
+        adviser=Proposer(model, network),
         on_progress=on_progress,
     )
     return Lut.open(path, readonly=True)

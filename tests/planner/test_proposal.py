@@ -2,54 +2,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import widthwise as ww
-from widthwise.luts.records import Role
+from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.proposal import Proposer
-from widthwise.profiling.profiler import Profiler, open_table
-from widthwise.profiling.runtimes.fake import FakeRuntime
-from widthwise.profiling.sampler import WidthSampler
-from widthwise.profiling.target import Target
+from widthwise.profiling.sampler import grid_points
 
 
 def test_proposals_are_plans_for_budgets_of_all_sizes(wide_lut: Lut, wide: nn.Module, wide_network: Network) -> None:
-    proposed = Proposer(wide, wide_network)(wide_lut, range(12))
     options = wide_network.options()
+    proposed = Proposer(wide, wide_network).networks(wide_lut, range(12), options)
     assert all(width in options[group] for widths in proposed for group, width in widths.items())
     predictor = LatencyPredictor.fit(wide_lut, wide_network)
     shares = predictor.predict_many(proposed) / predictor.dense_ms
     assert shares.min() < 0.5 and shares.max() > 0.6 and (shares < 0.95).all()
-    assert Proposer(wide, wide_network)(wide_lut, range(12)) == proposed
+    assert Proposer(wide, wide_network).networks(wide_lut, range(12), options) == proposed
 
 
-def test_every_other_batch_is_proposed_once_the_table_knows_enough(
-    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+def test_single_layers_go_where_a_plan_would_be_least_certain(
+    wide_lut: Lut, wide: nn.Module, wide_network: Network
 ) -> None:
-    asked: list[list[int]] = []
+    options = wide_network.options()
+    specs = Proposer(wide, wide_network).layers(wide_lut, options, most=9)
+    predictor = LatencyPredictor.fit(wide_lut, wide_network)
 
-    def propose(lut: Lut, indices: list[int]) -> list[dict[str, int]]:
-        asked.append(list(indices))
-        return [wide_network.dense | {"conv2": 8} for _ in indices]
+    def doubt_ms(spec: LayerSpec) -> float:
+        return float(predictor.doubt_ms(spec.geometry, np.array([spec.channels]))[0])
 
-    runtime = FakeRuntime(Target.parse("fake:cpu"))
-    with open_table(tmp_path / "t.lut", runtime) as lut:
-        profiler = Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut, propose=propose)
-        profiler.run(time_s=60, networks=32)
-        records = lut.networks(wide_network.signature)
-    assert asked == [[20, 21, 22, 23], [28, 29, 30, 31]]
-    sampler = WidthSampler(wide_network.options())
-    for index, record in enumerate(records):
-        drawn = sampler.draw(index)
-        assert record.role is drawn.role, "planned networks are held out as often as random ones"
-        planned = index in (20, 21, 23, 28, 29, 30, 31)  # 22 is the dense network's turn
-        assert dict(record.widths) == (wide_network.dense | {"conv2": 8} if planned else drawn.widths)
-    assert records[20].role is Role.HOLDOUT
+    doubts = [doubt_ms(spec) for spec in specs]
+    assert doubts == sorted(doubts, reverse=True) and len(set(specs)) == 9
+    for geometry, points in grid_points(wide_network, options).items():
+        assert doubts[0] >= max(doubt_ms(LayerSpec(geometry, point)) for point in points) * (1 - 1e-9)
 
 
 def test_a_network_without_prunable_channels_is_only_measured(tmp_path: Path) -> None:

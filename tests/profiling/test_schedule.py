@@ -183,14 +183,14 @@ def test_the_reference_is_interpolated_to_the_moment_of_the_timed_runs() -> None
 
 def test_blocks_are_dropped_where_the_references_disagree() -> None:
     """A neighbour that slows memory alone: no ratio corrects that, so such blocks must go."""
-    world = World(drift=0, noise=0.003, burst_rate=0, memory_drift=0.6, memory_period_s=6.0, seed=2)
+    world = World(drift=0, noise=0.003, burst_rate=0, memory_drift=0.9, memory_period_s=6.0, seed=2)
     runtime = fake(world)
     schedule = Schedule.on(runtime)
     schedule.warm_up()
     timings = schedule.measure([runtime.layer(spec) for spec in SPECS], Pace(blocks=12, most_blocks=12))
     kept = [block.conditions for timing in timings for block in timing.blocks]
     assert schedule.dropped["references disagree"] + schedule.dropped["disturbed"] > 5
-    assert all(conditions and abs(conditions.disagreement or 0) < 0.13 for conditions in kept)
+    assert all(conditions and abs(conditions.disagreement or 0) <= 0.2 for conditions in kept)
 
 
 def test_blocks_that_were_kept_waiting_are_dropped_and_taken_again() -> None:

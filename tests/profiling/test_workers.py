@@ -36,7 +36,7 @@ FAKE = Target.parse("fake:cpu")
 def job(tmp_path: Path) -> Job:
     (tmp_path / "nets.py").write_text(FACTORY)
     model = f"{tmp_path / 'nets.py'}:small"
-    return Job(model, None, (torch.zeros(1, 3, 11, 11),), FAKE, tmp_path / "t.lut", propose=Proposer)
+    return Job(model, None, (torch.zeros(1, 3, 11, 11),), FAKE, tmp_path / "t.lut", advise=Proposer)
 
 
 def test_workers_continue_each_others_table(job: Job) -> None:

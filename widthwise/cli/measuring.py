@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -75,12 +76,12 @@ def profile(
                 target=where,
                 path=lut,
                 time_s=time_s,
-                propose=Proposer(module, network),
+                adviser=Proposer(module, network),
                 on_progress=on_progress,
             )
         else:
             del module  # the workers make their own; only one model is held at a time
-            job = Job(model, weights, example, where, lut, propose=Proposer)
+            job = Job(model, weights, example, where, lut, advise=Proposer)
             report = profile_in_workers(job, time_s=time_s, workers=processes, on_progress=on_progress)
     if as_json:
         emit({**asdict(report), "lut": str(lut)})
@@ -90,9 +91,15 @@ def profile(
         ("measured", f"{report.networks} networks and {report.layers} layers in {report.seconds:.0f} s"),
         ("unstable", f"{report.unstable} measurements didn't settle"),
         ("taken again", _counts(report.dropped) or "no block"),
+        ("granularity", _steps(report.steps)),
         ("next", f"widthwise plan {model} --input {' --input '.join(inputs)} --lut {lut} --budget 60% -o plan.json"),
     ]
     show(facts(f"{model} on {where} → {lut}", rows))
+
+
+def _steps(steps: Mapping[str, int]) -> str:
+    groups = Counter(steps.values())
+    return ", ".join(f"{step} channels ({count} groups)" for step, count in sorted(groups.items())) or "8, by default"
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from widthwise.luts.errors import InfeasibleBudget
 from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
+from widthwise.network.granularity import options_from
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Affine
@@ -47,7 +48,7 @@ def allocate(
 
     Args:
         weights: hash of the weights the importance was taken from.
-        options: widths to choose from; the network's own grid by default.
+        options: widths to choose from; by default multiples of the granularity the table knows.
 
     Raises:
         InfeasibleBudget: names the least latency any widths reach.
@@ -55,7 +56,7 @@ def allocate(
     from widthwise import __version__
 
     network = predictor.network
-    options = options or network.options()
+    options = options or options_from(lut, network)
     dense_ms = predictor.dense_ms
     budget_ms = budget.ms(dense_ms)
     problem = build_problem(predictor, importance, budget_ms, options)

@@ -162,6 +162,11 @@ class LatencyPredictor:
         """
         return self._correct.scale * self._surfaces[geometry].predict(channels)
 
+    def doubt_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
+        """How uncertain :meth:`surface_ms` is, times how often the network has such a layer; shape ``(n,)``."""
+        times = sum(layer.geometry == geometry for layer in self.network.layers)
+        return times * self._surfaces[geometry].deviation(channels) * self.surface_ms(geometry, channels)
+
     @property
     def fixed_ms(self) -> float:
         """What no width changes."""

@@ -3,29 +3,35 @@
 A predictor fitted on random networks is optimistic about planned ones: the allocator looks for what the predictor
 underrates (the winner's curse), and its networks are unlike random ones. So part of the profiling time goes to
 networks planned, with what the table knows so far, for random budgets and randomly weighted groups. They are fitted
-and held out like the random ones, so the interval is calibrated where plans will look.
+and held out like the random ones, so the interval is calibrated where plans will look. The last of the time goes to
+single layers where a plan's latency would be least certain.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import nn
 
+from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.allocation import build_problem
 from widthwise.planner.importance import Importance, score
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.solver import solve
+from widthwise.profiling.sampler import grid_points
 
 __all__ = ["Proposer"]
 
 _BUDGETS = (0.3, 0.9)
 _WEIGHT_SPREAD = 0.5
 """Standard deviation of the logarithm of the random group weights."""
+
+_TOLD_ABOUT = 0.4
+"""A measured point tells about those of its surface nearer than this, in logarithms of channel counts."""
 
 _GAP = 0.02
 _TIME_LIMIT_S = 2.0
@@ -45,12 +51,9 @@ class Proposer:
         self._importance = score(model, network)
         self._seed = seed
 
-    def __call__(self, lut: Lut, indices: Sequence[int]) -> list[dict[str, int]]:
+    def networks(self, lut: Lut, indices: Sequence[int], options: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
         """One width vector for each index; fits a predictor on what the table holds."""
-        if not self._network.free:
-            return [{} for _ in indices]
         predictor = LatencyPredictor.fit(lut, self._network)
-        options = self._network.options()
         widths = []
         for index in indices:
             rng = random.Random(f"{self._seed}:proposal:{index}")
@@ -58,6 +61,23 @@ class Proposer:
             problem = build_problem(predictor, self._weighted(rng), budget_ms, options)
             widths.append(dict(solve(problem, relative_gap=_GAP, time_limit_s=_TIME_LIMIT_S).widths))
         return widths
+
+    def layers(self, lut: Lut, options: Mapping[str, Sequence[int]], *, most: int) -> list[LayerSpec]:
+        """The layers a plan may choose whose latency is least certain in milliseconds, the worst first.
+
+        After each, points of its surface that it would tell about count as certain.
+        """
+        predictor = LatencyPredictor.fit(lut, self._network)
+        doubts: list[tuple[float, LayerSpec]] = []
+        for geometry, points in grid_points(self._network, options).items():
+            channels = np.array(sorted(points), dtype=np.int64)
+            doubt_ms = predictor.doubt_ms(geometry, channels)
+            logs = np.log(channels)
+            while doubt_ms.max() > 0:
+                worst = int(doubt_ms.argmax())
+                doubts.append((float(doubt_ms[worst]), LayerSpec(geometry, tuple(map(int, channels[worst])))))
+                doubt_ms[np.linalg.norm(logs - logs[worst], axis=1) < _TOLD_ABOUT] = 0.0
+        return [spec for _, spec in sorted(doubts, key=lambda found: -found[0])[:most]]
 
     def _weighted(self, rng: random.Random) -> Importance:
         """The importance of the model, as another training run might have left it."""

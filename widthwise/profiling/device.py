@@ -45,6 +45,7 @@ def fingerprint(
         "cpu_isa": " ".join(flag for flag in _ISA if flag in _cpu_flags()),
         "cpu_flags": hashlib.sha256(" ".join(sorted(_cpu_flags())).encode()).hexdigest()[:12],
         "cores": os.cpu_count() or 1,
+        "info.usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "info.governor": _read(_CPUFREQ / "scaling_governor") or "unknown",
         "info.kernel": platform.release(),
         "info.python": platform.python_version(),

@@ -1,36 +1,210 @@
-"""Which narrowed networks and which layers to time next.
+"""What to time next: ask and tell.
 
-One narrowed network gives a sample of every layer and one of the whole; so networks are drawn such that
-their layers cover what the planner may choose: independent widths, widths scaled together, and corners
-(groups at their least or full width, as budgets make them). The n-th network is a function of the seed and
-n alone, so an interrupted run continues the same sequence.
+One narrowed network gives a sample of every layer and one of the whole. So most of the time goes to networks: random
+ones, drawn such that their layers cover what the planner may choose, and ones that an adviser plans with what the table
+knows so far, because that is where plans will look. A few single layers find out the granularity of each kind of layer
+(:mod:`widthwise.network.granularity`); the last ones go where the prediction is least certain. A random part of the
+networks, a tenth at least, is held out: nothing is ever fitted on them.
+
+What is asked for is a function of the seed and of what the table holds, so an interrupted run goes on as it would have.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from widthwise.luts.measurement import Estimator, Measurement
 from widthwise.luts.records import Role
 from widthwise.luts.spec import Geometry, LayerSpec
+from widthwise.luts.store import Lut
+from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths
 from widthwise.network.network import Network
 
-__all__ = ["Draw", "WidthSampler", "uncovered_specs"]
+__all__ = ["MOST_NETWORKS", "Adviser", "Batch", "Draw", "Sampler", "WidthSampler", "grid_points", "uncovered_specs"]
 
-_HOLDOUT_EVERY = 5
+MOST_NETWORKS = 100
+_KNOWN_NETWORKS = 32
+"""A network whose layers a table knows from others needs no more: they find its correction and its interval."""
+
+_ENOUGH_POINTS = 8
+"""Timed so often, a geometry is known."""
+
+_NETWORK_SHARE = 0.88
+"""Share of the time in which networks are asked for; single layers get the rest."""
+
+_STEPS_AFTER = 8
+_STEPS_SHARE = 0.12
+"""The search for steps begins after so many networks, which tell what weighs most, and takes at most this share."""
+
+_SINGLES = 60
+_SINGLES_TOGETHER = 6
+_ADVICE_AFTER = 20
+
 _DENSE_EVERY = 11
 """The dense network comes again and again, so that what it took and what the others took were taken in equal moods of
 the machine: they slow down unequally (MobileNetV2 by 12 % more than the references while a neighbour is busy)."""
 
+_HELD_OUT = ((40, 4), (math.inf, 10))
+"""Of the first 40 networks one in four is held out, since an interval rests on at least nine; later one in ten."""
+
+
+class Adviser(Protocol):
+    """Somebody who knows what the table is for; see :mod:`widthwise.planner.proposal`."""
+
+    def networks(self, lut: Lut, indices: Sequence[int], options: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+        """A width vector for each index."""
+
+    def layers(self, lut: Lut, options: Mapping[str, Sequence[int]], *, most: int) -> list[LayerSpec]:
+        """The layers whose latency is least certain, the worst first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A width vector and what it is for: fitting, (every fifth) only for checking, or the dense network."""
+    """A width vector and what it is for: fitting, only for checking, or the dense network."""
 
     widths: dict[str, int]
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What to time against each other next: networks or single layers."""
+
+    networks: tuple[Draw, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
+
+
+class Sampler:
+    """Asked for a batch again and again, and told what came out.
+
+    Args:
+        lut: what is in it already isn't asked for again.
+        together: so many networks are timed against each other.
+        networks: not more than these in all.
+
+    Attributes:
+        options: the widths worth considering, per group; finer or coarser once the steps are known.
+        steps: granularity found so far, per group.
+
+    Example:
+        >>> sampler = Sampler(network, lut)  # doctest: +SKIP
+        >>> while batch := sampler.ask(share_of_the_time()):  # doctest: +SKIP
+        ...     sampler.tell(batch, measured(batch))
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        lut: Lut,
+        *,
+        together: int = 4,
+        networks: int = MOST_NETWORKS,
+        seed: int = 0,
+        adviser: Adviser | None = None,
+    ) -> None:
+        self._network = network
+        self._lut = lut
+        self._together = together
+        self._seed = seed
+        self._adviser = adviser if network.free else None
+        own = lut.networks(network.signature)
+        self._asked_networks = sum(record.role is not Role.VERIFY for record in own)
+        self._weights: dict[Geometry, float] = {}
+        self._singles: dict[LayerSpec, Point] = {}
+        self._refused: set[Geometry] = set()
+        self._lines: list[Line] | None = None
+        mine = {record.id for record in own}
+        points: Counter[Geometry] = Counter()
+        for record in lut.layers({layer.geometry for layer in network.layers}):
+            if record.estimator is Estimator.SINGLE:
+                width = (record.high_ms - record.low_ms) / 2 / record.latency_ms
+                self._singles[record.spec] = Point(record.latency_ms, width)
+            else:
+                points[record.spec.geometry] += record.network_id not in mine
+                self._weigh(record.spec.geometry, record.latency_ms)
+        known = all(points[layer.geometry] >= _ENOUGH_POINTS for layer in network.layers)
+        self._most_networks = min(networks, _KNOWN_NETWORKS) if known else networks
+        self._rest: list[LayerSpec] | None = None
+        self._searching_since: float | None = None
+        self._set_steps()
+
+    def ask(self, share: float) -> Batch | None:
+        """What to time next, ``share`` of the time being over; None when there is nothing left that is worth it."""
+        if self._asked_networks < min(3, self._most_networks):
+            return self._ask_networks()
+        if share < _NETWORK_SHARE:
+            if self._asked_networks >= _STEPS_AFTER and (probes := self._ask_steps(share)):
+                return Batch(layers=tuple(probes))
+            if self._asked_networks < self._most_networks:
+                return self._ask_networks()
+        return self._ask_singles() if share < 1 else None
+
+    def tell(self, batch: Batch, layers: Mapping[LayerSpec, Measurement | None]) -> None:
+        """What came out: of single layers their measurements, None where the runtime can't time one alone; of
+        networks, those of their layers."""
+        self._asked_networks += len(batch.networks)
+        for spec, measurement in layers.items():
+            if measurement is None:
+                self._refused.add(spec.geometry)
+            elif batch.networks:
+                self._weigh(spec.geometry, measurement.latency_ms)
+            else:
+                self._singles[spec] = Point(measurement.latency_ms, measurement.half_width)
+
+    def _weigh(self, geometry: Geometry, latency_ms: float) -> None:
+        self._weights[geometry] = max(self._weights.get(geometry, 0.0), latency_ms)
+
+    def _ask_networks(self) -> Batch:
+        sampler = WidthSampler(self.options, seed=self._seed)
+        first = self._asked_networks
+        indices = range(first, min(first + self._together, self._most_networks))
+        draws = [sampler.draw(index) for index in indices]
+        turn = first // self._together % 2 == 1
+        if self._adviser is not None and first >= _ADVICE_AFTER and turn:
+            planned = self._adviser.networks(self._lut, indices, self.options)
+            draws = [
+                draw if draw.role is Role.DENSE else Draw(widths, draw.role)
+                for widths, draw in zip(planned, draws, strict=True)
+            ]
+        return Batch(networks=tuple(draws))
+
+    def _ask_steps(self, share: float) -> list[LayerSpec]:
+        """Probes of the first line about which something is left to find out."""
+        if self._lines is None or self._searching_since is None:
+            self._searching_since = share
+            self._lines = lines_of(self._network, lambda geometry: self._weights.get(geometry, 0.0))
+        while self._lines and share - self._searching_since < _STEPS_SHARE:
+            line = self._lines[0]
+            probes = [line.spec(width) for width in next_widths(line, line.points(self._singles))]
+            if probes and line.geometry not in self._refused:
+                return probes
+            self._lines = self._lines[1:]
+            self._set_steps()
+        self._lines = []
+        return []
+
+    def _set_steps(self) -> None:
+        self.steps = group_steps(self._network, self._singles)
+        self.options = self._network.options(self.steps)
+
+    def _ask_singles(self) -> Batch | None:
+        if self._rest is None:
+            self._set_steps()
+            self._rest = self._uncertain()
+        picked = [spec for spec in self._rest if spec.geometry not in self._refused][:_SINGLES_TOGETHER]
+        self._rest = [spec for spec in self._rest if spec not in picked]
+        return Batch(layers=tuple(picked)) if picked else None
+
+    def _uncertain(self) -> list[LayerSpec]:
+        if self._adviser is not None:
+            return self._adviser.layers(self._lut, self.options, most=_SINGLES)
+        measured = [record.spec for record in self._lut.layers({layer.geometry for layer in self._network.layers})]
+        return uncovered_specs(self._network, self.options, measured, most=_SINGLES)
 
 
 class WidthSampler:
@@ -50,8 +224,14 @@ class WidthSampler:
             return Draw({group: widths[-1] for group, widths in self._options.items()}, Role.DENSE)
         rng = random.Random(f"{self._seed}:{index}")
         style = (self._independent, self._scaled, self._corners)[index % 3]
-        role = Role.HOLDOUT if index % _HOLDOUT_EVERY == 0 else Role.FIT
-        return Draw(style(rng), role)
+        return Draw(style(rng), Role.HOLDOUT if self._is_held_out(index) else Role.FIT)
+
+    def _is_held_out(self, index: int) -> bool:
+        """One at random of each stretch of networks, the dense ones aside."""
+        length = next(length for until, length in _HELD_OUT if index < until)
+        stretch = index // length
+        rest = [other for other in range(stretch * length, (stretch + 1) * length) if other % _DENSE_EVERY]
+        return index == random.Random(f"{self._seed}:holdout:{length}:{stretch}").choice(rest)
 
     def _independent(self, rng: random.Random) -> dict[str, int]:
         return {group: rng.choice(widths) for group, widths in self._options.items()}
@@ -81,7 +261,7 @@ def uncovered_specs(
         near.setdefault(spec.geometry, []).append(spec.channels)
     queues = [
         _farthest_first(geometry, points, near.get(geometry, []), most)
-        for geometry, points in _grid_points(network, options).items()
+        for geometry, points in grid_points(network, options).items()
     ]
     picked: list[LayerSpec] = []
     for rank in range(most):
@@ -89,8 +269,8 @@ def uncovered_specs(
     return picked[:most]
 
 
-def _grid_points(network: Network, options: Mapping[str, Sequence[int]]) -> dict[Geometry, set[tuple[int, ...]]]:
-    """Per geometry of layers with two widths: every (input, output) the planner may choose."""
+def grid_points(network: Network, options: Mapping[str, Sequence[int]]) -> dict[Geometry, set[tuple[int, ...]]]:
+    """Per geometry of layers with two widths: every (input, output) that options allow."""
     points: dict[Geometry, set[tuple[int, ...]]] = {}
     for layer in network.layers:
         groups = layer.groups

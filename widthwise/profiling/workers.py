@@ -21,8 +21,9 @@ from torch import nn
 from widthwise.luts.errors import WidthwiseError
 from widthwise.network.loading import load_model
 from widthwise.network.network import Network
-from widthwise.profiling.profiler import Profiler, ProfileReport, Progress, Propose, open_table
+from widthwise.profiling.profiler import Profiler, ProfileReport, Progress, open_table
 from widthwise.profiling.runtimes import open_runtime
+from widthwise.profiling.sampler import Adviser
 from widthwise.profiling.target import Target
 
 __all__ = ["Job", "WorkerDied", "profile_in_workers", "workers_for"]
@@ -43,7 +44,7 @@ class Job:
         model: as on the command line; see :func:`widthwise.network.loading.load_model`.
         weights: a file, or None.
         example: one tensor per input.
-        propose: makes the proposer of a model and its network; must be importable by name.
+        advise: makes the adviser of a model and its network; must be importable by name.
     """
 
     model: str
@@ -51,7 +52,7 @@ class Job:
     example: tuple[torch.Tensor, ...]
     target: Target
     path: Path
-    propose: Callable[[nn.Module, Network], Propose] | None = None
+    advise: Callable[[nn.Module, Network], Adviser] | None = None
     seed: int = 0
 
 
@@ -120,7 +121,7 @@ def _work(job: Job, time_s: float, started: float, report_to: Connection) -> Non
     try:
         model = load_model(job.model, job.weights)
         network = Network.trace(model, job.example, name=job.model)
-        propose = job.propose(model, network) if job.propose else None
+        adviser = job.advise(model, network) if job.advise else None
         runtime = open_runtime(job.target)
 
         def on_progress(share: float, text: str) -> None:
@@ -134,7 +135,7 @@ def _work(job: Job, time_s: float, started: float, report_to: Connection) -> Non
                 runtime=runtime,
                 lut=lut,
                 seed=job.seed,
-                propose=propose,
+                adviser=adviser,
                 on_progress=on_progress,
             )
             report_to.send(profiler.run(time_s=max(0.0, time_s - (time.time() - started))))

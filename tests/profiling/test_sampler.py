@@ -1,0 +1,135 @@
+"""What is timed next, and what for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from widthwise.luts.measurement import Estimator
+from widthwise.luts.records import Role
+from widthwise.luts.spec import LayerSpec
+from widthwise.luts.store import Lut
+from widthwise.network.network import Network
+from widthwise.profiling.profiler import Profiler, open_table
+from widthwise.profiling.runtimes.fake import FakeRuntime, World
+from widthwise.profiling.sampler import Sampler, WidthSampler
+from widthwise.profiling.target import Target
+
+FAKE = Target.parse("fake:cpu")
+
+
+class Narrowest:
+    """An adviser who always advises the same."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def networks(self, lut: Lut, indices: Sequence[int], options: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+        self.asked.append(list(indices))
+        return [{group: widths[0] for group, widths in options.items()} for _ in indices]
+
+    def layers(self, lut: Lut, options: Mapping[str, Sequence[int]], *, most: int) -> list[LayerSpec]:
+        return []
+
+
+@pytest.fixture
+def lut(tmp_path: Path) -> Iterator[Lut]:
+    with open_table(tmp_path / "t.lut", FakeRuntime(FAKE)) as opened:
+        yield opened
+
+
+def profiled(
+    lut: Lut, model: nn.Module, network: Network, example: torch.Tensor, *, networks: int, **options: object
+) -> Profiler:
+    profiler = Profiler(model, network, (example,), runtime=FakeRuntime(FAKE), lut=lut, **options)
+    profiler.run(time_s=60, networks=networks)
+    return profiler
+
+
+def test_a_random_part_is_held_out_a_quarter_first_and_a_tenth_later(wide_network: Network) -> None:
+    for seed in range(5):
+        sampler = WidthSampler(wide_network.options(), seed=seed)
+        held_out = [index for index in range(200) if sampler.draw(index).role is Role.HOLDOUT]
+        assert sum(index < 40 for index in held_out) == 10
+        assert sum(index >= 40 for index in held_out) == 16
+        assert len({index % 4 for index in held_out}) > 1, "at random, not every fourth"
+        assert not any(index % 11 == 0 for index in held_out), "dense ones are never held out"
+
+
+def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
+    lut: Lut, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    adviser = Narrowest()
+    profiled(lut, wide, wide_network, wide_example, networks=32, adviser=adviser)
+    assert adviser.asked == [[20, 21, 22, 23], [28, 29, 30, 31]]
+    narrowest = {group: widths[0] for group, widths in wide_network.options().items()}
+    advised = [index for index, record in enumerate(lut.networks()) if record.widths == narrowest]
+    assert advised == [20, 21, 23, 28, 29, 30, 31], "22 is the dense network's turn"
+    draw = WidthSampler(wide_network.options()).draw
+    assert [record.role for record in lut.networks()] == [draw(index).role for index in range(32)]
+
+
+def test_the_steps_of_the_staircase_are_found(
+    lut: Lut, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    """The fake runtime computes in tiles of eight channels."""
+    sampler = Sampler(wide_network, lut)
+    assert sampler.steps == {}
+    profiled(lut, wide, wide_network, wide_example, networks=24)
+    found = Sampler(wide_network, lut)
+    assert found.steps and set(found.steps.values()) == {8}
+    probes = [record.spec for record in lut.layers(estimator=Estimator.SINGLE)]
+    assert any(
+        min(width % 8 for width in spec.channels) or any(width % 8 for width in spec.channels) for spec in probes
+    )
+
+
+def test_a_second_network_of_known_layers_needs_fewer_measurements(
+    lut: Lut, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    profiled(lut, wide, wide_network, wide_example, networks=20)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = wide
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x) * 2
+
+    twice = Twice().eval()
+    network = Network.trace(twice, (wide_example,), name="twice")
+    new = {layer.geometry for layer in network.layers} - {layer.geometry for layer in wide_network.layers}
+    assert new, "the multiplication is new to the table, so the network is"
+    assert Sampler(network, lut)._most_networks == 100
+    deeper = Network.trace(wide, (wide_example,), name="deeper")
+    object.__setattr__(deeper, "signature", "another")
+    assert Sampler(deeper, lut)._most_networks == 32
+
+
+def test_what_the_runtime_cannot_time_alone_is_not_asked_for_again(lut: Lut, wide_network: Network) -> None:
+    sampler = Sampler(wide_network, lut, networks=3)
+    batch = sampler.ask(0.0)
+    assert batch is not None and len(batch.networks) == 3
+    sampler.tell(batch, {})
+    seen: set[LayerSpec] = set()
+    while batch := sampler.ask(0.95):
+        assert batch.layers and not seen & set(batch.layers)
+        seen |= set(batch.layers)
+        sampler.tell(batch, dict.fromkeys(batch.layers))
+    geometries = [spec.geometry for spec in seen]
+    assert len(set(geometries)) >= 2
+    assert sampler.ask(1.0) is None
+
+
+def test_noise_does_not_invent_steps(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> None:
+    runtime = FakeRuntime(FAKE, World(noise=0.03, burst_rate=0.1, seed=3))
+    with open_table(tmp_path / "t.lut", runtime) as lut:
+        Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=60, networks=16)
+        assert set(Sampler(wide_network, lut).steps.values()) <= {8}
