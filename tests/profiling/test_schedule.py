@@ -144,6 +144,13 @@ def test_patience_ends_on_a_machine_that_stays_disturbed() -> None:
     assert measurement.status is Status.UNSTABLE, "however well it settled: the machine wasn't fit"
 
 
+def test_past_the_deadline_nothing_is_waited_for() -> None:
+    schedule = Schedule(both(_Weather(range(20, 10**9))), quiet_ms=10.0, pause=lambda seconds: pytest.fail("it waited"))
+    schedule.deadline_s = 0.0
+    timing = schedule.measure([_Watching()], Pace(blocks=5, most_blocks=5))[0]
+    assert schedule.waited_s == 0 and timing.measurement(10.0).status is Status.UNSTABLE
+
+
 def test_a_known_quiet_reference_is_not_forgotten() -> None:
     schedule = Schedule(both(_Weather(range(1, 10**9))), quiet_ms=10.0)
     assert schedule.warm_up() == 10.0
@@ -183,14 +190,14 @@ def test_the_reference_is_interpolated_to_the_moment_of_the_timed_runs() -> None
 
 def test_blocks_are_dropped_where_the_references_disagree() -> None:
     """A neighbour that slows memory alone: no ratio corrects that, so such blocks must go."""
-    world = World(drift=0, noise=0.003, burst_rate=0, memory_drift=0.9, memory_period_s=6.0, seed=2)
+    world = World(drift=0, noise=0.003, burst_rate=0, memory_drift=1.2, memory_period_s=6.0, seed=2)
     runtime = fake(world)
     schedule = Schedule.on(runtime)
     schedule.warm_up()
     timings = schedule.measure([runtime.layer(spec) for spec in SPECS], Pace(blocks=12, most_blocks=12))
     kept = [block.conditions for timing in timings for block in timing.blocks]
     assert schedule.dropped["references disagree"] + schedule.dropped["disturbed"] > 5
-    assert all(conditions and abs(conditions.disagreement or 0) <= 0.2 for conditions in kept)
+    assert all(conditions and abs(conditions.disagreement or 0) <= 0.3 for conditions in kept)
 
 
 def test_blocks_that_were_kept_waiting_are_dropped_and_taken_again() -> None:

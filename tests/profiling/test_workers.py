@@ -83,7 +83,7 @@ def test_a_worker_killed_while_it_measures_loses_nothing(job: Job) -> None:
 
     def kill(share: float, text: str) -> None:
         reported.append(text)
-        if len(reported) == 3:
+        if len(reported) == 2:
             (worker,) = multiprocessing.active_children()
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_worker_killed_while_it_measures_loses_nothing(job: Job) -> None:
     with Lut.open(job.path, readonly=True) as lut:
         kept = [record.id for record in lut.networks()]
         assert check(lut) == []
-    assert len(kept) >= told >= 9
+    assert len(kept) >= told >= 6
     profile_in_workers(job, time_s=0.0, workers=1)
     with Lut.open(job.path, readonly=True) as lut:
         assert [record.id for record in lut.networks()][: len(kept)] == kept

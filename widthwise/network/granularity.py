@@ -140,7 +140,8 @@ def step_of(points: Points) -> int | None:
     """The largest step whose right edges no narrower measured width of the same step beats; None where too little is
     known.
 
-    1 where every channel counts, as far as a fiftieth can be told apart. None also where the latency hardly depends on the width at all.
+    1 where every channel counts, as far as a fiftieth can be told apart. None also where the latency hardly depends on
+    the width at all.
 
     Example:
         >>> stairs = {width: Point(1.0 + (width - 1) // 8) for width in (32, 40, 48, 56, 57, 58, 60, 64)}

@@ -151,6 +151,7 @@ class Profiler:
             networks: not more than these, counting those already in the table.
         """
         start = time.perf_counter()
+        self._schedule.deadline_s = start + time_s
         quiet_ms = self._schedule.warm_up()
         if self._lut.quiet_reference_ms is None:
             self._lut.set_quiet_reference(quiet_ms)
@@ -169,7 +170,7 @@ class Profiler:
                 sampler.tell(batch, self._time(run, batch))
                 self._on_progress(
                     min((time.perf_counter() - start) / max(time_s, 1e-9), 1.0),
-                    f"{self._networks} networks" if batch.networks else f"{len(batch.layers)} single layers",
+                    f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",
                 )
         return_free_memory()
         self._lower_quiet_reference()

@@ -88,6 +88,7 @@ class Sampler:
         networks: not more than these in all.
 
     Attributes:
+        networks: how many have been timed, those already in the table included.
         options: the widths worth considering, per group; finer or coarser once the steps are known.
         steps: granularity found so far, per group.
 
@@ -113,7 +114,7 @@ class Sampler:
         self._seed = seed
         self._adviser = adviser if network.free else None
         own = lut.networks(network.signature)
-        self._asked_networks = sum(record.role is not Role.VERIFY for record in own)
+        self.networks = sum(record.role is not Role.VERIFY for record in own)
         self._weights: dict[Geometry, float] = {}
         self._singles: dict[LayerSpec, Point] = {}
         self._refused: set[Geometry] = set()
@@ -135,19 +136,19 @@ class Sampler:
 
     def ask(self, share: float) -> Batch | None:
         """What to time next, ``share`` of the time being over; None when there is nothing left that is worth it."""
-        if self._asked_networks < min(3, self._most_networks):
+        if self.networks < min(3, self._most_networks):
             return self._ask_networks()
         if share < _NETWORK_SHARE:
-            if self._asked_networks >= _STEPS_AFTER and (probes := self._ask_steps(share)):
+            if self.networks >= _STEPS_AFTER and (probes := self._ask_steps(share)):
                 return Batch(layers=tuple(probes))
-            if self._asked_networks < self._most_networks:
+            if self.networks < self._most_networks:
                 return self._ask_networks()
         return self._ask_singles() if share < 1 else None
 
     def tell(self, batch: Batch, layers: Mapping[LayerSpec, Measurement | None]) -> None:
         """What came out: of single layers their measurements, None where the runtime can't time one alone; of
         networks, those of their layers."""
-        self._asked_networks += len(batch.networks)
+        self.networks += len(batch.networks)
         for spec, measurement in layers.items():
             if measurement is None:
                 self._refused.add(spec.geometry)
@@ -161,7 +162,7 @@ class Sampler:
 
     def _ask_networks(self) -> Batch:
         sampler = WidthSampler(self.options, seed=self._seed)
-        first = self._asked_networks
+        first = self.networks
         indices = range(first, min(first + self._together, self._most_networks))
         draws = [sampler.draw(index) for index in indices]
         turn = first // self._together % 2 == 1

@@ -14,6 +14,7 @@ schedule waits, as nvbench does on a throttled clock. All that is bounded by a s
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections import Counter
@@ -33,10 +34,10 @@ __all__ = ["Pace", "Schedule", "Timing"]
 
 _PAUSE_S = 0.25
 _FIRST_PATIENCE_S = 10.0
-_PATIENCE = 0.5
+_PATIENCE = 0.3
 """Seconds of waiting granted for each second of measuring."""
 
-_DISAGREEMENT = 0.2
+_DISAGREEMENT = 0.3
 """A block is dropped when one reference was slowed down by so much more than the other."""
 
 _LONG_RUN_S = 0.25
@@ -111,6 +112,7 @@ class Schedule:
         waited_s: seconds spent on waiting for quiet, and on blocks that were dropped and taken again.
         dropped: how many blocks were dropped, by reason.
         timed_s: seconds inside timed calls, warm-up and references included.
+        deadline_s: from then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Schedule:
         self._watch = watch
         self._random = random.Random(seed)
         self._patience_s = _FIRST_PATIENCE_S
+        self.deadline_s = math.inf
         self.waited_s = 0.0
         self.dropped: Counter[str] = Counter()
         self._visits_s = 0.0
@@ -183,7 +186,7 @@ class Schedule:
         conditions = replace(conditions, disagreement=self._gauge.disagreement(meanwhile))
         spent_s = visit.spent_s + (before.total_ms + after.total_ms) * 1e-3
         reason = self._spoilt(meanwhile, after, conditions, runs)
-        if reason and self._patience_s > 0:  # taken again in a later round
+        if reason and self._is_patient:  # taken again in a later round
             self.dropped[reason] += 1
             self._wait(spent_s)
             return
@@ -220,11 +223,15 @@ class Schedule:
     def _quiet_reading(self) -> Reading:
         """The references, once they are quiet or patience has run out."""
         reading = self._gauge.read()
-        while self._gauge.is_disturbed(reading) and self._patience_s > 0:
+        while self._gauge.is_disturbed(reading) and self._is_patient:
             self._pause(_PAUSE_S)
             self._wait(_PAUSE_S)
             reading = self._gauge.read()
         return reading
+
+    @property
+    def _is_patient(self) -> bool:
+        return self._patience_s > 0 and time.perf_counter() < self.deadline_s
 
     def _wait(self, seconds: float) -> None:
         self._patience_s -= seconds
