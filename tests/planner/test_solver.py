@@ -34,7 +34,7 @@ def problems(draw: st.DrawFn) -> Problem:
     names = "abcd"[: draw(st.integers(1, 4))]
     groups = {name: _group(draw) for name in names}
     costs = [_cost(draw, names, groups) for _ in range(draw(st.integers(0, 5)))]
-    problem = Problem(budget_ms=1.0, groups=groups, costs=costs, fixed_ms=draw(st.integers(0, 5)) / 10)
+    problem = Problem(budget_ms=1.0, groups=groups, costs=costs, fixed_ms=draw(st.integers(-3, 5)) / 10)
     reached = problem.latency_ms({name: draw(st.sampled_from(group["widths"])) for name, group in groups.items()})
     budget_ms = max(reached * draw(st.sampled_from([1.0, 0.7, 0.95, 1.2])), 0.05)
     return Problem(budget_ms=budget_ms, groups=groups, costs=costs, fixed_ms=problem.fixed_ms)

@@ -211,7 +211,7 @@ class Problem(_Strict):
         budget_ms: the latency to meet.
         groups: name → options.
         costs: latencies to add up; none is needed, and a group may occur in none.
-        fixed_ms: latency that no width changes.
+        fixed_ms: latency that no width changes; below zero where sums of layers overstate small networks.
 
     Raises:
         InvalidProblem: one line saying which group or cost, what was given and what is needed.
@@ -224,7 +224,7 @@ class Problem(_Strict):
     """
 
     budget_ms: Annotated[float, Field(gt=0)]
-    fixed_ms: Annotated[float, Field(ge=0)] = 0.0
+    fixed_ms: float = 0.0
     groups: dict[str, GroupOptions]
     costs: Annotated[tuple[Cost, ...], BeforeValidator(_sequence)]
 
