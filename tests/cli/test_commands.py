@@ -275,7 +275,7 @@ def test_unwritable_output_folder(place: Path, model: str, tmp_path: Path) -> No
 def test_bad_options(place: Path, model: str, tmp_path: Path) -> None:
     lut = tmp_path / "x.lut"
     assert "is no duration" in refused("profile", model, *SHAPE, "--lut", lut, "--time", "soon")
-    assert "no runtime 'tpu'" in refused("profile", model, *SHAPE, "--lut", lut, "--target", "tpu:0")
+    assert "no target tpu:0" in refused("profile", model, *SHAPE, "--lut", lut, "--target", "tpu:0")
     assert "dtype must be" in refused("profile", model, *SHAPE, "--lut", lut, "--dtype", "int4")
     assert "there is l1" in refused("apply", place / "plan.json", model, "-o", tmp_path / "o", "--method", "magic")
     assert "needs --data" in refused("apply", place / "plan.json", model, "-o", tmp_path / "o", "--epochs", 3)

@@ -165,11 +165,15 @@ class Profiler:
             seed=self._seed,
             adviser=self._adviser,
         )
+        elapsed_s = last_s = 0.0
         with cheap_collections():
-            while batch := sampler.ask((time.perf_counter() - start) / max(time_s, 1e-9)):
+            # half of what the last batch took is counted in advance, so that the last one ends about in time
+            while batch := sampler.ask((elapsed_s + last_s / 2) / max(time_s, 1e-9)):
                 sampler.tell(batch, self._time(run, batch))
+                last_s = time.perf_counter() - start - elapsed_s
+                elapsed_s += last_s
                 self._on_progress(
-                    min((time.perf_counter() - start) / max(time_s, 1e-9), 1.0),
+                    min(elapsed_s / max(time_s, 1e-9), 1.0),
                     f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",
                 )
         return_free_memory()
