@@ -11,34 +11,10 @@ from torch import nn
 
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
+from widthwise.profiling.conformance import SmallNet
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes.fake import FakeRuntime, World
 from widthwise.profiling.target import Target
-
-
-class Branches(nn.Module):
-    """Residual add, depthwise, concatenation, flatten → linear with H·W > 1, in distinct prime sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 13, 3, padding=1, bias=False)
-        self.stem_bn = nn.BatchNorm2d(13)
-        self.inner = nn.Conv2d(13, 17, 3, padding=1)
-        self.outer = nn.Conv2d(17, 13, 1)
-        self.depthwise = nn.Conv2d(13, 13, 3, padding=1, groups=13, bias=False)
-        self.left = nn.Conv2d(13, 7, 1)
-        self.right = nn.Conv2d(13, 11, 3, padding=1)
-        self.mixed = nn.Conv2d(18, 19, 3, stride=2, padding=1)
-        self.pool = nn.AvgPool2d(2)
-        self.head = nn.Linear(19 * 2 * 2, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem_bn(self.stem(x)))
-        x = x + self.outer(torch.relu(self.inner(x)))
-        x = self.depthwise(x)
-        x = torch.cat([self.left(x), self.right(x)], dim=1)
-        x = self.pool(torch.sigmoid(self.mixed(x)))
-        return self.head(torch.flatten(x, 1))
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -60,7 +36,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 @pytest.fixture
 def branches() -> nn.Module:
     torch.manual_seed(0)
-    return randomised(Branches())
+    return randomised(SmallNet())
 
 
 @pytest.fixture
