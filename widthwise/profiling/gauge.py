@@ -17,8 +17,9 @@ from widthwise.profiling.runtimes.base import References
 __all__ = ["REFERENCE", "Gauge", "Reading"]
 
 _COMPUTE_WEIGHT = 0.8
-"""Networks slow down much more as the compute-bound kernel does: ratios to compute^0.8·memory^0.2 scatter by 1.1 % for
-ResNet-18 and 1.4 % for MobileNetV2, where those to the sum of the two scatter by 2.4 % and 1.5 %."""
+"""Networks slow down much more as the compute-bound kernel does: beside a busy neighbour, ratios to
+compute^0.8·memory^0.2 scatter by 1.1 % for ResNet-18 and 1.4 % for MobileNetV2, those to the sum of the two by 2.4 %
+and 1.5 %."""
 
 REFERENCE = f"compute^{_COMPUTE_WEIGHT:g} memory^{1 - _COMPUTE_WEIGHT:.2g}"
 """What the reference is; part of a table's fingerprint, because its latencies are ratios to it."""
