@@ -62,7 +62,7 @@ class Correction:
     """``scale·Σ layers + offset_ms``.
 
     The offset is what no layer holds (above zero), or what layers take less in small networks, whose weights and
-    activations stay in the caches (below zero: 0.7 ms of MobileNetV2's 10.7 ms on a CPU with large caches).
+    activations stay in the caches (below zero: 1.0 ms of MobileNetV2's 10.7 ms on a CPU with large caches).
 
     Example:
         >>> Correction(1.1, 0.5)(10.0)
