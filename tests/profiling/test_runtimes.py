@@ -29,6 +29,14 @@ class TestTorchCpuBfloat16(RuntimeConformance):
     target = Target.parse("torch:cpu", dtype="bfloat16")
 
 
+class TestOnnxRuntime(RuntimeConformance):
+    target = Target.parse("onnxruntime:cpu")
+
+
+class TestOnnxRuntimeTwoThreads(RuntimeConformance):
+    target = Target.parse("onnxruntime:cpu", threads=2)
+
+
 class TestFake(RuntimeConformance):
     target = Target.parse("fake:cpu")
 

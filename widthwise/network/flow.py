@@ -269,7 +269,8 @@ class Flow:
             tuple(options_of(node, module)),
         )
         path = str(node.target) if module is not None else owner_path(node)
-        return Layer(node.name, path, geometry, self._axes(node, module))
+        sources = tuple(source.name for source in node.all_input_nodes if is_layer(source))
+        return Layer(node.name, path, geometry, self._axes(node, module), sources)
 
     def _axes(self, node: fx.Node, module: nn.Module | None) -> tuple[Affine, ...]:
         if isinstance(module, NARROWABLE):

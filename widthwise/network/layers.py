@@ -21,12 +21,16 @@ class Layer:
         geometry: the operation without its channel counts.
         axes: (input, output) sizes of what has two widths; one size of what has one; empty where channels
             play no role.
+        sources: names of the operations whose results it takes, the network's inputs aside.
+        fused: names of the operations a runtime executes with it; see :mod:`widthwise.network.fusion`.
     """
 
     name: str
     path: str
     geometry: Geometry
     axes: tuple[Affine, ...]
+    sources: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
 
     def spec(self, widths: Widths) -> LayerSpec:
         """The layer at these widths."""

@@ -40,6 +40,8 @@ class Network:
         coupling: groups and the labels of each module's dimensions.
         channels: labels of each operation's output, by its name.
         tensors: (parameter shape as sizes, per parameter or buffer) for exact counts.
+        signature: hash of the structure: equal for the same architecture on the same input shapes, whatever its name,
+            and whether its layers are fused or not.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 1))
@@ -54,6 +56,7 @@ class Network:
     coupling: Coupling = field(repr=False)
     channels: Mapping[str, Channels] = field(repr=False)
     tensors: tuple[tuple[Affine, ...], ...] = field(repr=False)
+    signature: str
 
     @classmethod
     def trace(cls, model: nn.Module, example: torch.Tensor | Sequence[torch.Tensor], *, name: str = "") -> Network:
@@ -75,13 +78,16 @@ class Network:
             raise InvalidModel(_untraceable(name, inputs, error)) from error
         coupling = couple(copied, example_meta)
         flow = Flow(graph, coupling)
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        layers = flow.layers()
         return cls(
             name=name,
-            inputs=tuple(tuple(tensor.shape) for tensor in inputs),
-            layers=flow.layers(),
+            inputs=shapes,
+            layers=layers,
             coupling=coupling,
             channels=flow.channels,
             tensors=tuple(_tensor_sizes(copied, coupling, flow)),
+            signature=_signature(shapes, layers, coupling),
         )
 
     @property
@@ -145,15 +151,6 @@ class Network:
         """Number of parameters."""
         return sum(int(np.prod([size(widths) for size in shape], dtype=np.int64)) for shape in self.tensors)
 
-    @cached_property
-    def signature(self) -> str:
-        """Hash of the structure: equal for the same architecture on the same input shapes, whatever its name."""
-        digest = hashlib.sha256(repr(self.inputs).encode())
-        for layer in self.layers:
-            digest.update(f"{layer.geometry.key}{layer.axes}".encode())
-        digest.update(repr(sorted(self.dense.items())).encode())
-        return digest.hexdigest()[:16]
-
 
 def trace_runnable(model: nn.Module, network: Network) -> fx.GraphModule:
     """A (narrowed) copy of the network's model as a graph whose operations are ``network.layers``.
@@ -180,6 +177,15 @@ def meta_copy(model: nn.Module) -> nn.Module:
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
     return copy.deepcopy(model, memo)
+
+
+def _signature(inputs: tuple[tuple[int, ...], ...], layers: Sequence[Layer], coupling: Coupling) -> str:
+    digest = hashlib.sha256(repr(inputs).encode())
+    for layer in layers:
+        digest.update(f"{layer.geometry.key}{layer.axes}".encode())
+    dense = {group.name: group.size for group in coupling.groups if group.locked is None}
+    digest.update(repr(sorted(dense.items())).encode())
+    return digest.hexdigest()[:16]
 
 
 def _tensor_sizes(model: nn.Module, coupling: Coupling, flow: Flow) -> list[tuple[Affine, ...]]:

@@ -19,6 +19,7 @@ from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
 from widthwise.luts.table import LatencyTable
+from widthwise.network.fusion import as_timed
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
@@ -116,6 +117,7 @@ class LatencyPredictor:
         Raises:
             MissingLayers: the table lacks some of the network's layers; names the command that measures them.
         """
+        network = as_timed(network, lut)
         records = lut.networks(network.signature)
         held_out = [record.id for record in records if record.role is Role.HOLDOUT]
         table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}, networks_not=held_out)

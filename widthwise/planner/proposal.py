@@ -69,7 +69,7 @@ class Proposer:
         """
         predictor = LatencyPredictor.fit(lut, self._network)
         doubts: list[tuple[float, LayerSpec]] = []
-        for geometry, points in grid_points(self._network, options).items():
+        for geometry, points in grid_points(predictor.network, options).items():
             channels = np.array(sorted(points), dtype=np.int64)
             doubt_ms = predictor.doubt_ms(geometry, channels)
             logs = np.log(channels)

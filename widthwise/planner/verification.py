@@ -21,6 +21,7 @@ from torch import nn
 from widthwise.luts.errors import InvalidTable
 from widthwise.luts.measurement import Measurement
 from widthwise.luts.records import NetworkKey, Role
+from widthwise.network.fusion import fused
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.profiling import device
@@ -154,4 +155,6 @@ def judge(latency_ms: float, interval_ms: tuple[float, float], budget_ms: float)
 
 def _session(runtime: Runtime, model: nn.Module, example: Sequence[torch.Tensor]) -> NetworkSession:
     network = Network.trace(model, example)
+    if runtime.fuses:
+        network = fused(network)
     return runtime.network(candidate_for(model, network, network.dense, example))

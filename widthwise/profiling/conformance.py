@@ -24,6 +24,7 @@ from torch import nn
 from widthwise.luts.errors import InvalidTarget, TableMismatch
 from widthwise.luts.records import Role
 from widthwise.luts.spec import Geometry, LayerSpec
+from widthwise.network.fusion import fused
 from widthwise.network.network import Network
 from widthwise.profiling.profiler import Profiler, candidate_for, open_table
 from widthwise.profiling.runtimes import Runtime, UnsupportedLayer, open_runtime
@@ -93,8 +94,9 @@ class RuntimeConformance:
         return (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
 
     @pytest.fixture
-    def network(self, model: nn.Module, example: tuple[torch.Tensor, ...]) -> Network:
-        return Network.trace(model, example, name="conformance")
+    def network(self, runtime: Runtime, model: nn.Module, example: tuple[torch.Tensor, ...]) -> Network:
+        network = Network.trace(model, example, name="conformance")
+        return fused(network) if runtime.fuses else network
 
     def test_references_take_time(self, runtime: Runtime) -> None:
         with runtime.active():
@@ -109,10 +111,15 @@ class RuntimeConformance:
             session = runtime.network(candidate_for(model, network, network.dense | _WIDTHS, example))
             for _ in range(3):
                 assert session.run() > 0
-                layers = session.run_layers()
+                assert session.run_layers() > 0
+            reports = session.read_layers()
+            assert len(reports) == 3
+            for layers in reports:
                 assert len(layers) == len(network.layers)
                 assert all(math.isfinite(seconds) and seconds >= 0 for seconds in layers)
                 assert sum(layers) > 0
+            session.run_layers()
+            assert len(session.read_layers()) == 1
 
     def test_outputs_are_those_of_pytorch(
         self, runtime: Runtime, model: nn.Module, network: Network, example: tuple[torch.Tensor, ...]

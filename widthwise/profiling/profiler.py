@@ -22,6 +22,7 @@ from widthwise.luts.measurement import Estimator, Measurement, Status
 from widthwise.luts.records import NetworkKey, Role
 from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
+from widthwise.network.fusion import FUSED, fused
 from widthwise.network.narrowing import leading, narrow
 from widthwise.network.network import Network
 from widthwise.profiling import device
@@ -84,7 +85,10 @@ def open_table(path: Path, runtime: Runtime) -> Lut:
         InvalidTable: the file isn't a table.
         TableMismatch: the table is of another target or device.
     """
-    here = device.fingerprint(runtime.versions(), runtime.device_fields() | {"reference": REFERENCE})
+    fields = runtime.device_fields() | {"reference": REFERENCE}
+    if runtime.fuses:
+        fields["layers"] = FUSED
+    here = device.fingerprint(runtime.versions(), fields)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return Lut.create(path, target=runtime.target.as_dict(), fingerprint=here)
@@ -131,7 +135,7 @@ class Profiler:
         on_progress: Progress | None = None,
     ) -> None:
         self._model = model
-        self._network = network
+        self._network = fused(network) if runtime.fuses else network
         self._example = example
         self._runtime = runtime
         self._lut = lut

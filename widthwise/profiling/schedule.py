@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+from scipy.stats import trim_mean
 
 from widthwise.luts.measurement import Block, Conditions, Measurement
 from widthwise.profiling.conditions import is_contaminated
@@ -46,6 +47,13 @@ _LONG_RUN_S = 0.25
 _GLANCE_EVERY_S = 0.025
 """Neighbours come and go in tens of milliseconds; readings further apart miss them. Blocks of ResNet-18 scatter by 1.3
 % (standard deviation) with glances between runs, by 4.7 % with readings at the edges alone."""
+
+
+_TRIMMED = 0.25
+"""Share of a visit's runs left out at either end when those of a layer are averaged."""
+
+_LEAST_MS = 1e-6
+"""Stands for a layer the runtime spent no time on, such as a concatenation it did in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +85,31 @@ class Timing:
     blocks: list[Block] = field(default_factory=list)
     layers: list[list[Block]] = field(default_factory=list)
     spent_s: float = 0.0
+    recorded: int = 0
+    _visits: list[tuple[slice, Block]] = field(default_factory=list)
 
     def add(self, visit: _Visit, reference_ms: float, conditions: Conditions) -> None:
-        """A block of the medians of a visit; conditions stay with the whole, but layers know if they are spoilt."""
+        """A block of the medians of a visit."""
         self.spent_s += visit.spent_s
         self.blocks.append(Block(float(np.median(visit.whole_s)) * 1e3, reference_ms, conditions))
-        if visit.layers_s:
-            medians = np.median(np.array(visit.layers_s), axis=0) * 1e3
-            self.layers = self.layers or [[] for _ in medians]
-            spoilt = Conditions(spoilt=1) if conditions.spoilt else None
-            for blocks, latency_ms in zip(self.layers, medians, strict=True):
-                blocks.append(Block(max(float(latency_ms), 1e-6), reference_ms, spoilt))
+        if visit.recorded_s:
+            runs = slice(self.recorded - len(visit.recorded_s), self.recorded)
+            self._visits.append((runs, self.blocks[-1]))
+
+    def settle(self, reports: Sequence[Sequence[float]]) -> None:
+        """Blocks of the layers, from the report of every recorded run; conditions stay with the whole, but layers know
+        if they are spoilt.
+
+        The middle half of the runs is averaged: like the median it forgets the odd slow run, and it does not step
+        where a runtime counts whole microseconds.
+        """
+        for runs, whole in self._visits:
+            latencies_ms = trim_mean(np.array(reports[runs]), _TRIMMED, axis=0) * 1e3
+            self.layers = self.layers or [[] for _ in latencies_ms]
+            spoilt = Conditions(spoilt=1) if whole.conditions and whole.conditions.spoilt else None
+            for blocks, latency_ms in zip(self.layers, latencies_ms, strict=True):
+                blocks.append(Block(max(float(latency_ms), _LEAST_MS), whole.reference_ms, spoilt))
+        self._visits.clear()
 
     def measurement(self, quiet_reference_ms: float) -> Measurement:
         """Of the candidate as a whole."""
@@ -159,19 +181,23 @@ class Schedule:
         pace = pace or Pace()
         timings = [Timing() for _ in sessions]
         with _no_garbage_collection():
-            expected_s = [self._first_run(session) for session in sessions]
+            expected_s = [self._first_run(session, timing) for session, timing in zip(sessions, timings, strict=True)]
             pending = list(range(len(sessions)))
             while pending:
                 self._random.shuffle(pending)
                 for index in pending:
                     self._block(sessions[index], timings[index], expected_s[index], pace)
                 pending = [index for index in pending if _wants_more(timings[index], pace)]
+        for session, timing in zip(sessions, timings, strict=True):
+            if isinstance(session, NetworkSession):
+                timing.settle(session.read_layers())
         return timings
 
-    def _first_run(self, session: Session) -> float:
+    def _first_run(self, session: Session, timing: Timing) -> float:
         session.run()
         if isinstance(session, NetworkSession):
             session.run_layers()
+            timing.recorded += 1
         return session.run()
 
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
@@ -179,6 +205,7 @@ class Schedule:
         before = self._quiet_reading()
         finish = self._watch()
         visit = self._visit(session, warm_up=(runs + 1) // 2 if expected_s < _LONG_RUN_S else 0, runs=runs)
+        timing.recorded += len(visit.recorded_s)
         conditions = finish()
         self._visits_s += visit.spent_s
         after = self._gauge.read()
@@ -196,19 +223,19 @@ class Schedule:
     def _visit(self, session: Session, *, warm_up: int, runs: int) -> _Visit:
         warm_up_s = sum(session.run() for _ in range(warm_up))
         whole: list[float] = []
-        layers: list[Sequence[float]] = []
+        recorded: list[float] = []
         glances: list[Reading] = []
         since_s = 0.0
         for _ in range(runs):
             whole.append(session.run())
             since_s += whole[-1]
             if isinstance(session, NetworkSession):
-                layers.append(session.run_layers())
-                since_s += sum(layers[-1])
+                recorded.append(session.run_layers())
+                since_s += recorded[-1]
             if since_s >= _GLANCE_EVERY_S and len(whole) < runs:
                 glances.append(self._gauge.glance())
                 since_s = 0.0
-        return _Visit(warm_up_s, whole, layers, glances)
+        return _Visit(warm_up_s, whole, recorded, glances)
 
     def _spoilt(self, meanwhile: Reading, after: Reading, conditions: Conditions, runs: int) -> str | None:
         """Why a block isn't to be believed, if so."""
@@ -240,16 +267,16 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """Seconds of the runs of one candidate in one block."""
+    """Seconds of the runs of one candidate in one block; ``recorded_s`` those with layers on record."""
 
     warm_up_s: float
     whole_s: list[float]
-    layers_s: list[Sequence[float]]
+    recorded_s: list[float]
     glances: list[Reading]
 
     @property
     def timed_s(self) -> float:
-        return sum(self.whole_s) + sum(map(sum, self.layers_s))
+        return sum(self.whole_s) + sum(self.recorded_s)
 
     @property
     def spent_s(self) -> float:

@@ -8,6 +8,7 @@ from widthwise.luts.errors import InvalidTarget
 from widthwise.profiling.runtimes.base import (
     Candidate,
     NetworkSession,
+    PromptSession,
     References,
     Runtime,
     Session,
@@ -19,6 +20,7 @@ __all__ = [
     "RUNTIMES",
     "Candidate",
     "NetworkSession",
+    "PromptSession",
     "References",
     "Runtime",
     "Session",
@@ -32,6 +34,7 @@ RUNTIMES = {
     "torch:cpu": f"{_PACKAGE}.torch_eager:TorchRuntime",
     "torch:cuda": f"{_PACKAGE}.torch_cuda:CudaRuntime",
     "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
+    "onnxruntime:cpu": f"{_PACKAGE}.onnx_runtime:OnnxRuntime",
     "fake:cpu": f"{_PACKAGE}.fake:FakeRuntime",
 }
 """Runtime and device, without its number → ``module:class``."""

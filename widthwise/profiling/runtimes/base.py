@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from widthwise.network.widths import Widths
 from widthwise.profiling.conditions import watch_host
 from widthwise.profiling.target import Target
 
-__all__ = ["Candidate", "NetworkSession", "References", "Runtime", "Session", "UnsupportedLayer"]
+__all__ = ["Candidate", "NetworkSession", "PromptSession", "References", "Runtime", "Session", "UnsupportedLayer"]
 
 
 class UnsupportedLayer(WidthwiseError):
@@ -57,11 +58,19 @@ class Session(ABC):
 
 
 class NetworkSession(Session):
-    """A whole network, which also reports its layers in place."""
+    """A whole network, which also reports its layers in place.
+
+    Runs with layers on record are read later and together, because some runtimes (ONNX Runtime) give their report
+    only when profiling ends.
+    """
 
     @abstractmethod
-    def run_layers(self) -> Sequence[float]:
-        """Runs once; seconds per layer, in the order of ``network.layers``."""
+    def run_layers(self) -> float:
+        """Runs once with its layers on record; seconds of wall time."""
+
+    @abstractmethod
+    def read_layers(self) -> list[Sequence[float]]:
+        """Of each :meth:`run_layers` since the last reading, seconds per layer in the order of ``network.layers``."""
 
     def outputs(self) -> tuple[torch.Tensor, ...] | None:
         """What the network computes for the candidate's example, as float32 on the CPU; None where nothing is computed.
@@ -69,6 +78,25 @@ class NetworkSession(Session):
         :mod:`widthwise.profiling.conformance` holds it against eager PyTorch.
         """
         return None
+
+
+class PromptSession(NetworkSession):
+    """A network whose layers are known as soon as it has run."""
+
+    def __init__(self) -> None:
+        self._reports: list[Sequence[float]] = []
+
+    @abstractmethod
+    def report(self) -> Sequence[float]:
+        """Runs once; seconds per layer, in the order of ``network.layers``."""
+
+    def run_layers(self) -> float:
+        self._reports.append(self.report())
+        return sum(self._reports[-1])
+
+    def read_layers(self) -> list[Sequence[float]]:
+        reports, self._reports = self._reports, []
+        return reports
 
 
 @dataclass(frozen=True)
@@ -85,15 +113,20 @@ class References:
 
 
 class Runtime(ABC):
-    """Prepares sessions for one target."""
+    """Prepares sessions for one target.
+
+    Attributes:
+        fuses: whether its layers are fused ones, see :mod:`widthwise.network.fusion`; it is given networks accordingly.
+    """
+
+    fuses: ClassVar[bool] = False
 
     def __init__(self, target: Target) -> None:
         self.target = target
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[None]:
         """While sessions are timed: sets process-wide state such as thread counts, and restores it."""
-        yield
+        return nullcontext()
 
     def pause(self, seconds: float) -> None:
         """Lets time pass without work."""

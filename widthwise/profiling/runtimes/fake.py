@@ -19,7 +19,7 @@ from widthwise.network.layers import macs
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.profiling.gauge import Reading
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
+from widthwise.profiling.runtimes.base import Candidate, NetworkSession, PromptSession, References, Runtime, Session
 from widthwise.profiling.target import Target
 
 __all__ = ["FakeRuntime", "World", "staircase_ms"]
@@ -154,8 +154,9 @@ class _FakeLayer(Session):
         return self._runtime.elapse(self._latency_ms, self._memory)
 
 
-class _FakeNetwork(NetworkSession):
+class _FakeNetwork(PromptSession):
     def __init__(self, runtime: FakeRuntime, network: Network, widths: Widths) -> None:
+        super().__init__()
         self._runtime = runtime
         self._layers_ms = [staircase_ms(spec) for spec in network.specs(widths)]
         self._whole_ms = runtime.true_ms(network, widths)
@@ -163,5 +164,5 @@ class _FakeNetwork(NetworkSession):
     def run(self) -> float:
         return self._runtime.elapse(self._whole_ms)
 
-    def run_layers(self) -> Sequence[float]:
+    def report(self) -> Sequence[float]:
         return [self._runtime.elapse(latency_ms) for latency_ms in self._layers_ms]

@@ -41,6 +41,7 @@ from widthwise.profiling.nvml import Gpu, open_gpu
 from widthwise.profiling.runtimes.base import (
     Candidate,
     NetworkSession,
+    PromptSession,
     References,
     Runtime,
     Session,
@@ -199,10 +200,11 @@ class _Together(Session):
         return sum(session.run() for session in self._sessions)
 
 
-class _CudaNetwork(NetworkSession):
+class _CudaNetwork(PromptSession):
     """Eager calls."""
 
     def __init__(self, model: nn.Module, inputs: list[torch.Tensor], network: Network) -> None:
+        super().__init__()
         self._model = model
         self._inputs = inputs
         self._whole = _Recent()
@@ -213,7 +215,7 @@ class _CudaNetwork(NetworkSession):
         with torch.inference_mode():
             return self._whole.add(_wall_s(lambda: self._model(*self._inputs)))
 
-    def run_layers(self) -> Sequence[float]:
+    def report(self) -> Sequence[float]:
         torch.cuda.synchronize()
         with torch.inference_mode():
             self._begin()
@@ -230,10 +232,11 @@ class _CudaNetwork(NetworkSession):
         self._stamps.record()
 
 
-class _GraphNetwork(NetworkSession):
+class _GraphNetwork(PromptSession):
     """Replays of a CUDA graph; a second one holds the events between layers."""
 
     def __init__(self, model: nn.Module, inputs: list[torch.Tensor], network: Network) -> None:
+        super().__init__()
         self._kept_alive = model, inputs  # the graph reads their memory
         self._whole = _Recent()
         self._stamps = stamps = _Stamps(in_graph=True)
@@ -250,7 +253,7 @@ class _GraphNetwork(NetworkSession):
     def run(self) -> float:
         return self._whole.add(_wall_s(self._graph.replay))
 
-    def run_layers(self) -> Sequence[float]:
+    def report(self) -> Sequence[float]:
         torch.cuda.synchronize()
         self._layers.replay()
         torch.cuda.synchronize()

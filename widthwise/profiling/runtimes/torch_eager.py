@@ -7,8 +7,8 @@ costs about a tenth of a microsecond, so the layers sum to the network without a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import torch
@@ -17,27 +17,26 @@ from torch import nn
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
 from widthwise.network.network import Network, trace_runnable
-from widthwise.profiling.memory import keep_memory
-from widthwise.profiling.pinning import pinned
 from widthwise.profiling.runtimes.base import (
     Candidate,
     NetworkSession,
+    PromptSession,
     References,
     Runtime,
     Session,
 )
-from widthwise.profiling.runtimes.torch_layers import Placement, build_layer, square_convolution, tensors, with_stamps
+from widthwise.profiling.runtimes.deployment import steady_process
+from widthwise.profiling.runtimes.torch_layers import (
+    REFERENCE_CONVOLUTIONS,
+    Placement,
+    build_layer,
+    square_convolution,
+    tensors,
+    with_stamps,
+)
 from widthwise.profiling.target import Target
 
 __all__ = ["TorchRuntime"]
-
-_REFERENCE_KERNELS = ((64, 56), (512, 7))
-"""(channels, size) of the 3×3 convolutions that make the reference: one bound by arithmetic, with activations that
-fit a private cache only in part; one by streaming 9 MB of weights.
-
-Together they must leave the private caches as networks do. A reference inside the L2 cache keeps its pace when a
-neighbour takes cache and memory, while a network takes twice as long; see ``benchmarks/reference.py``.
-"""
 
 
 class TorchRuntime(Runtime):
@@ -57,18 +56,10 @@ class TorchRuntime(Runtime):
         return {"torch": torch.__version__}
 
     def references(self) -> References:
-        return References(*(self.layer(square_convolution(*kernel)) for kernel in _REFERENCE_KERNELS))
+        return References(*(self.layer(square_convolution(*kernel)) for kernel in REFERENCE_CONVOLUTIONS))
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.target.threads)
-        keep_memory()
-        try:
-            with pinned(self.target.threads):
-                yield
-        finally:
-            torch.set_num_threads(threads)
+    def active(self) -> AbstractContextManager[None]:
+        return steady_process(self.target.threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         inputs = [self._placement.place(tensor) for tensor in candidate.example]
@@ -91,9 +82,10 @@ class _EagerLayer(Session):
             return (time.perf_counter_ns() - start) * 1e-9
 
 
-class _EagerNetwork(_EagerLayer, NetworkSession):
+class _EagerNetwork(_EagerLayer, PromptSession):
     def __init__(self, model: nn.Module, inputs: list[torch.Tensor], network: Network) -> None:
         super().__init__(model, inputs)
+        PromptSession.__init__(self)
         self._stamps: list[int] = []
         self._stamped = with_stamps(
             trace_runnable(model, network), network, lambda: self._stamps.append(time.perf_counter_ns())
@@ -103,7 +95,7 @@ class _EagerNetwork(_EagerLayer, NetworkSession):
         with torch.inference_mode():
             return tensors(self._model(*self._inputs))
 
-    def run_layers(self) -> Sequence[float]:
+    def report(self) -> Sequence[float]:
         stamps = self._stamps
         stamps.clear()
         with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,11 +11,20 @@ import torch
 from torch import fx, nn
 
 from widthwise.luts.spec import FREE, Geometry, LayerSpec
+from widthwise.network.fusion import split_tail
 from widthwise.network.network import Network
 from widthwise.profiling.runtimes.base import UnsupportedLayer
 from widthwise.profiling.target import Target
 
-__all__ = ["Placement", "build_layer", "square_convolution", "tensors", "with_stamps"]
+__all__ = ["REFERENCE_CONVOLUTIONS", "Placement", "build_layer", "square_convolution", "tensors", "with_stamps"]
+
+REFERENCE_CONVOLUTIONS = ((64, 56), (512, 7))
+"""(channels, size) of the 3×3 convolutions that make the reference on CPUs: one bound by arithmetic, with activations
+that fit a private cache only in part; one by streaming 9 MB of weights.
+
+Together they must leave the private caches as networks do. A reference inside the L2 cache keeps its pace when a
+neighbour takes cache and memory, while a network takes twice as long; see ``benchmarks/reference.py``.
+"""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -109,20 +118,52 @@ def build_layer(spec: LayerSpec) -> tuple[nn.Module, list[torch.Tensor]]:
     Raises:
         UnsupportedLayer: the kind can't be built from its spec.
     """
-    geometry = spec.geometry
+    geometry, tail = split_tail(spec.geometry)
     generator = torch.Generator().manual_seed(0)
-    inputs = [_random(shape, spec.channels[0] if spec.channels else 1, generator) for shape in geometry.inputs]
+    first, last = (spec.channels[0], spec.channels[-1]) if spec.channels else (1, 1)
+    inputs = [_random(shape, first, generator) for shape in geometry.inputs]
+    inputs += [_random(shape, last, generator) for shape in spec.geometry.inputs[len(geometry.inputs) :]]
+    module = _operation(LayerSpec(geometry, spec.channels))
+    return (_WithTail(module, len(geometry.inputs), tail) if tail else module), inputs
+
+
+class _WithTail(nn.Module):
+    """An operation and what a runtime fuses into it; inputs beyond the operation's own are added."""
+
+    def __init__(self, head: nn.Module, inputs: int, tail: Sequence[str]) -> None:
+        super().__init__()
+        self.head = head
+        self._inputs = inputs
+        self._kinds = [kind.partition("(")[0] for kind in tail]
+        self._activations = nn.ModuleDict({kind: _activation(kind) for kind in self._kinds if kind != "add"})
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(*inputs[: self._inputs])
+        added = iter(inputs[self._inputs :])
+        for kind in self._kinds:
+            result = result + next(added) if kind == "add" else self._activations[kind](result)
+        return result
+
+
+def _activation(kind: str) -> nn.Module:
+    if kind not in _MODULES:
+        raise UnsupportedLayer(f"a layer with a {kind} fused in can't be timed alone; it is timed in place")
+    return _MODULES[kind]()
+
+
+def _operation(spec: LayerSpec) -> nn.Module:
+    geometry = spec.geometry
     if geometry.kind in _CONVOLUTIONS:
-        return _convolution(spec), inputs
+        return _convolution(spec)
     if geometry.kind == "linear":
-        return nn.Linear(spec.channels[0], spec.channels[1], bias=bool(geometry.option("bias"))), inputs
+        return nn.Linear(spec.channels[0], spec.channels[1], bias=bool(geometry.option("bias")))
     if geometry.kind == "batch_norm2d":
-        return nn.BatchNorm2d(spec.channels[0]), inputs
+        return nn.BatchNorm2d(spec.channels[0])
     if geometry.kind in _MODULES:
-        return _MODULES[geometry.kind](), inputs
-    if geometry.kind in ("add", "iadd") and len(inputs) == 2:
-        return _Add(), inputs
-    raise UnsupportedLayer(f"a {geometry.kind} layer can't be timed alone in eager PyTorch; it is timed in place")
+        return _MODULES[geometry.kind]()
+    if geometry.kind in ("add", "iadd") and len(geometry.inputs) == 2:
+        return _Add()
+    raise UnsupportedLayer(f"a {geometry.kind} layer can't be timed alone; it is timed in place")
 
 
 def _convolution(spec: LayerSpec) -> nn.Module:
