@@ -92,9 +92,9 @@ def verify(
         if quiet_ms is None:
             raise InvalidTable(f"{path} holds no measurements; make them with `widthwise profile`")
         schedule = Schedule.on(runtime, quiet_ms=quiet_ms)
-        info = {"load": device.load_average(), "reference_ms": schedule.warm_up()}
         models = [small] if dense is None else [small, dense]
         sessions = [_session(runtime, model, example) for model in models]
+        info = {"load": device.load_average(), "reference_ms": schedule.warm_up(sessions[-1])}
         timings = schedule.measure(sessions, _PACE)
         kept = timings[0].measurement(quiet_ms)
         run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)

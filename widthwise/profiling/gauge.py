@@ -8,6 +8,7 @@ other; no single ratio corrects that, so what was timed meanwhile is not to be b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,10 +90,15 @@ class Gauge:
         seen = [reading.latency_ms for reading in self._seen]
         return min(self._known_quiet_ms, float(np.quantile(seen, _QUIET_QUANTILE)) if seen else math.inf)
 
-    def warm_up(self) -> float:
-        """Reads until the reference is flat; gives :attr:`quiet_ms`."""
+    def warm_up(self, other_work: Callable[[], object] = lambda: None) -> float:
+        """Reads until the reference is flat; gives :attr:`quiet_ms`.
+
+        Args:
+            other_work: done before each reading, as will be when it matters.
+        """
         seen: list[float] = []
         for _ in range(_WARM_UP_ROUNDS):
+            other_work()
             seen.append(self.read().latency_ms)
             if len(seen) >= 2 * _FLAT_WINDOW:
                 before, after = (np.median(seen[-k * _FLAT_WINDOW :][:_FLAT_WINDOW]) for k in (2, 1))
@@ -101,21 +107,21 @@ class Gauge:
         return self.quiet_ms
 
     def read(self) -> Reading:
-        """Both kernels once for the caches, then in turns for their medians."""
-        kernels = (self._references.compute, self._references.memory)
-        warm_up_s = sum(kernel.run() for kernel in kernels)
-        runs = [[kernel.run() for kernel in kernels] for _ in range(_RUNS)]
-        self.spent_s += warm_up_s + sum(map(sum, runs))
-        compute_s, memory_s = np.median(runs, axis=0)
-        reading = Reading(float(compute_s) * 1e3, float(memory_s) * 1e3)
+        """The median of several runs of both kernels in turns."""
+        reading = self._read(_RUNS)
         self._seen.append(reading)
         return reading
 
     def glance(self) -> Reading:
-        """Both kernels once; rougher than :meth:`read`, and quick enough to be done between the runs of a visit."""
-        compute_s, memory_s = self._references.compute.run(), self._references.memory.run()
-        self.spent_s += compute_s + memory_s
-        return Reading(compute_s * 1e3, memory_s * 1e3)
+        """One run of both kernels; rougher than :meth:`read`, and quick enough to go between the runs of a visit."""
+        return self._read(1)
+
+    def _read(self, runs: int) -> Reading:
+        kernels = (self._references.compute, self._references.memory)
+        taken = [[kernel.run() for kernel in kernels] for _ in range(self._references.settling_runs + runs)]
+        self.spent_s += sum(map(sum, taken))
+        compute_s, memory_s = np.median(taken[-runs:], axis=0)
+        return Reading(float(compute_s) * 1e3, float(memory_s) * 1e3)
 
     def is_disturbed(self, reading: Reading) -> bool:
         """Whether the machine is far from its quiet pace."""

@@ -44,7 +44,7 @@ _DISAGREEMENT = 0.3
 _LONG_RUN_S = 0.25
 """A run this long settles by itself: it needs no runs before it that don't count."""
 
-_GLANCE_EVERY_S = 0.025
+_GLANCE_EVERY_S = 0.04
 """Neighbours come and go in tens of milliseconds; readings further apart miss them. Blocks of ResNet-18 scatter by 1.3
 % (standard deviation) with glances between runs, by 4.7 % with readings at the edges alone."""
 
@@ -170,11 +170,17 @@ class Schedule:
     def timed_s(self) -> float:
         return self._visits_s + self._gauge.spent_s
 
-    def warm_up(self) -> float:
-        """Runs the references until they are flat; gives :attr:`quiet_ms`."""
+    def warm_up(self, session: Session | None = None) -> float:
+        """Runs the references until they are flat; gives :attr:`quiet_ms`.
+
+        Args:
+            session: of what will be measured, run in turns with them: after other work references take longer than in
+                a loop of their own (by 2 to 3 % after ONNX Runtime or OpenVINO), and what counts as quiet must be
+                read as all later readings are.
+        """
         gc.collect()  # once: a collection takes a fifth of a second with torch loaded
         with _no_garbage_collection():
-            return self._gauge.warm_up()
+            return self._gauge.warm_up(session.run if session else lambda: None)
 
     def measure(self, sessions: Sequence[Session], pace: Pace | None = None) -> list[Timing]:
         """Times these sessions against each other, in one interleaved run."""

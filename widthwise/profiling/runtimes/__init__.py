@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.profiling.runtimes.base import (
@@ -17,6 +18,7 @@ from widthwise.profiling.runtimes.base import (
 from widthwise.profiling.target import Target
 
 __all__ = [
+    "ENTRY_POINTS",
     "RUNTIMES",
     "Candidate",
     "NetworkSession",
@@ -35,9 +37,13 @@ RUNTIMES = {
     "torch:cuda": f"{_PACKAGE}.torch_cuda:CudaRuntime",
     "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
     "onnxruntime:cpu": f"{_PACKAGE}.onnx_runtime:OnnxRuntime",
+    "openvino:*": f"{_PACKAGE}.openvino_runtime:OpenVinoRuntime",
     "fake:cpu": f"{_PACKAGE}.fake:FakeRuntime",
 }
-"""Runtime and device, without its number → ``module:class``."""
+"""Runtime and device, without its number, → ``module:class``; a device ``*`` is any."""
+
+ENTRY_POINTS = "widthwise.runtimes"
+"""Entry points of this group, named and written as in :data:`RUNTIMES`, add runtimes of others; ours go first."""
 
 
 def open_runtime(target: Target) -> Runtime:
@@ -46,10 +52,20 @@ def open_runtime(target: Target) -> Runtime:
     Raises:
         InvalidTarget: no such runtime, or it can't run this target here.
     """
-    place = RUNTIMES.get(f"{target.runtime}:{target.device.partition(':')[0]}")
+    places = _places()
+    device = target.device.partition(":")[0]
+    place = places.get(f"{target.runtime}:{device}") or places.get(f"{target.runtime}:*")
     if place is None:
-        known = ", ".join(sorted(RUNTIMES))
+        known = ", ".join(sorted(places))
         raise InvalidTarget(f"no target {target.runtime}:{target.device}; there are {known} (cuda:1 is the second GPU)")
     module, _, name = place.partition(":")
-    runtime: Runtime = getattr(importlib.import_module(module), name)(target)
+    try:
+        runtime: Runtime = getattr(importlib.import_module(module), name)(target)
+    except (ImportError, AttributeError) as error:
+        raise InvalidTarget(f"target {target.runtime}:{target.device} can't be loaded from {place}: {error}") from error
     return runtime
+
+
+def _places() -> dict[str, str]:
+    others = {found.name: found.value for found in metadata.entry_points(group=ENTRY_POINTS)}
+    return others | RUNTIMES

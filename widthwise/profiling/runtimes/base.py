@@ -106,10 +106,12 @@ class References:
     Attributes:
         compute: bound by the cores' arithmetic.
         memory: bound by the shared caches or memory.
+        settling_runs: after other work their first runs are slower, by so many runs that don't count.
     """
 
     compute: Session
     memory: Session
+    settling_runs: int = 1
 
 
 class Runtime(ABC):

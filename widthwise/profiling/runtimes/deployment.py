@@ -17,13 +17,13 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from widthwise.luts.errors import InvalidTarget
+from widthwise.luts.errors import InvalidModel, InvalidTarget
 from widthwise.network.network import Network, trace_runnable
 from widthwise.profiling.memory import keep_memory
 from widthwise.profiling.pinning import pinned
 from widthwise.profiling.target import Target
 
-__all__ = ["deployable", "operation_in", "owners", "require_package", "steady_process"]
+__all__ = ["deployable", "operation_in", "output_names", "owners", "refusal", "require_package", "steady_process"]
 
 _PREFIX = "op_"
 _NAMED = re.compile(rf"(?:^|[/.]){_PREFIX}(\w+?)(?=[/.]|$)")
@@ -80,6 +80,15 @@ def owners(network: Network) -> dict[str, int]:
     return {name: index for index, layer in enumerate(network.layers) for name in layer.fused or (layer.name,)}
 
 
+def output_names(graph: fx.GraphModule) -> list[str]:
+    """A name for each tensor the graph gives, after the operation it comes from; none where that isn't said."""
+    results: list[fx.Node] = []
+    fx.node.map_arg(graph.graph.output_node().args[0], results.append)
+    if len({result.name for result in results}) < len(results):
+        return []
+    return [f"/{result.target}/result" for result in results]
+
+
 def operation_in(text: str) -> str | None:
     """The operation a name given by an exporter or a runtime speaks of.
 
@@ -104,6 +113,19 @@ def require_package(name: str, extra: str, target: Target) -> ModuleType:
             f"target {target.runtime}:{target.device} needs the package {name}, which can't be imported ({error}); "
             f"install it with: pip install 'widthwise[{extra}]'"
         ) from error
+
+
+def refusal(runtime: str, error: Exception) -> InvalidModel:
+    """What a runtime said of a network it doesn't take, and of which layer.
+
+    Example:
+        >>> refusal("onnxruntime", ValueError("no implementation for node '/op_norm_1/Mystery'")).args[0]
+        "onnxruntime can't run layer 'norm_1' of this network: no implementation for node '/op_norm_1/Mystery'"
+    """
+    text = " ".join(str(error).split())
+    operation = next(filter(None, map(operation_in, re.findall(r"[\w/.]+", text))), None)
+    where = f"layer {operation!r} of this network" if operation else "this network"
+    return InvalidModel(f"{runtime} can't run {where}: {text[:300]}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 import torch
@@ -23,34 +23,41 @@ __all__ = ["export_onnx"]
 _OPSET = 17
 
 
-def export_onnx(module: nn.Module, example: Sequence[torch.Tensor]) -> bytes:
+def export_onnx(module: nn.Module, example: Sequence[torch.Tensor], outputs: Sequence[str] = ()) -> bytes:
     """The module as a serialised ONNX model whose nodes are named after its submodules.
+
+    Args:
+        outputs: their names, since runtimes name the last kernels after them.
 
     Raises:
         InvalidModel: neither exporter can; keeps what each of them says.
     """
     failed: list[str] = []
-    exporters: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...]], bytes]] = {
-        "TorchScript": _by_torchscript,
-        "torch.export": _by_dynamo,
-    }
+    exporters = {"TorchScript": _by_torchscript, "torch.export": _by_dynamo}
     for name, export in exporters.items():
         try:
             with _quietly():
-                return export(module, tuple(example))
+                return export(module, tuple(example), list(outputs))
         except Exception as error:  # exporters raise what they like
             failed.append(f"the {name} exporter says: {_first_line(error)}")
     raise InvalidModel(f"this network can't be exported to ONNX; {'; '.join(failed)}")
 
 
-def _by_torchscript(module: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
+def _by_torchscript(module: nn.Module, example: tuple[torch.Tensor, ...], outputs: list[str]) -> bytes:
     written = io.BytesIO()
-    torch.onnx.export(module, example, written, dynamo=False, opset_version=_OPSET)  # type: ignore[arg-type]
+    torch.onnx.export(
+        module,
+        example,
+        written,  # type: ignore[arg-type]  # the older exporter writes into buffers too
+        dynamo=False,
+        opset_version=_OPSET,
+        output_names=outputs or None,
+    )
     return written.getvalue()
 
 
-def _by_dynamo(module: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
-    program = torch.onnx.export(module, example, dynamo=True)
+def _by_dynamo(module: nn.Module, example: tuple[torch.Tensor, ...], outputs: list[str]) -> bytes:
+    program = torch.onnx.export(module, example, dynamo=True, output_names=outputs or None)
     assert program is not None
     model = program.model_proto
     renamed: dict[str, str] = {}
@@ -59,7 +66,8 @@ def _by_dynamo(module: nn.Module, example: tuple[torch.Tensor, ...]) -> bytes:
         operation = next(filter(None, (operation_in(scope) for scope in scopes.replace("'", "/").split("/"))), None)
         if operation is not None:
             node.name = f"/op_{operation}/{node.op_type}_{position}"
-            renamed |= {name: f"{node.name}_output_{place}" for place, name in enumerate(node.output) if name}
+            results = {name: f"{node.name}_output_{place}" for place, name in enumerate(node.output)}
+            renamed |= {name: new for name, new in results.items() if name and name not in outputs}
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]

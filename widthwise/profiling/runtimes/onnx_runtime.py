@@ -8,7 +8,6 @@ they serve. The profile is written when profiling ends, so a second session of t
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,33 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from widthwise.luts.errors import InvalidModel, InvalidTarget
+from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
 from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
 from widthwise.profiling.runtimes.deployment import (
     deployable,
-    operation_in,
+    output_names,
     owners,
+    refusal,
     require_package,
     steady_process,
 )
 from widthwise.profiling.runtimes.onnx_export import export_onnx
-from widthwise.profiling.runtimes.torch_layers import REFERENCE_CONVOLUTIONS, build_layer, square_convolution
+from widthwise.profiling.runtimes.reports import Kernel, LoneLayer, by_layer, runs_for_a_share
+from widthwise.profiling.runtimes.torch_eager import cpu_references
+from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 
-__all__ = ["OnnxRuntime", "attribute_kernels"]
+__all__ = ["OnnxRuntime", "runs_in"]
 
 _SUFFIX = "_kernel_time"
 _REORDER = "Reorder"
 _INTO_BLOCKS = "ReorderInput"
-_SHARE_S = 0.03
-_SHARE_RUNS = (8, 60)
-"""A layer alone runs for so long, and so often, to find out which share of a call its kernel is."""
-
-_Array = npt.NDArray[np.float64]
 
 
 class OnnxRuntime(Runtime):
@@ -76,16 +72,19 @@ class OnnxRuntime(Runtime):
         return steady_process(self.target.threads)
 
     def references(self) -> References:
-        return References(*(self.layer(square_convolution(*kernel)) for kernel in REFERENCE_CONVOLUTIONS))
+        return cpu_references(self.target.threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         graph = deployable(candidate.build(), candidate.network)
-        model = export_onnx(graph, candidate.example)
+        model = export_onnx(graph, candidate.example, output_names(graph))
         return _OrtNetwork(self._runner(model, candidate.example), owners(candidate.network))
 
     def layer(self, spec: LayerSpec) -> Session:
         module, inputs = build_layer(spec)
-        return _OrtLayer(self._runner(export_onnx(module.eval(), inputs), inputs))
+        runner = self._runner(export_onnx(module.eval(), inputs), inputs)
+        runner.run_profiled()
+        calls_s = [runner.run_profiled() for _ in range(runs_for_a_share(runner.run_profiled()))]
+        return LoneLayer(runner.run, calls_s, runner.read_profile()[-len(calls_s) :])
 
     def _runner(self, model: bytes, example: Sequence[torch.Tensor]) -> _Runner:
         return _Runner(self._ort, model, example, self.target.threads)
@@ -113,8 +112,8 @@ class _Runner:
             self._profiled = self._session(Path(self._folder.name) / "profile")
         return self._timed(self._profiled)
 
-    def read_profile(self) -> list[list[tuple[str, float]]]:
-        """(kernel, seconds) in order of execution, of each profiled run since the last reading."""
+    def read_profile(self) -> list[list[Kernel]]:
+        """The kernels of each profiled run since the last reading."""
         if self._profiled is None:
             return []
         events = json.loads(Path(self._profiled.end_profiling()).read_text())
@@ -142,7 +141,7 @@ class _Runner:
         try:
             return self._ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own exception classes have no common ancestor
-            raise InvalidModel(refusal("onnxruntime", error)) from error
+            raise refusal("onnxruntime", error) from error
 
 
 class _OrtNetwork(NetworkSession):
@@ -157,35 +156,14 @@ class _OrtNetwork(NetworkSession):
         return self._runner.run_profiled()
 
     def read_layers(self) -> list[Sequence[float]]:
-        count = max(self._owner_of.values()) + 1
-        return [attribute_kernels(run, self._owner_of, count).tolist() for run in self._runner.read_profile()]
+        return [by_layer(run, self._owner_of) for run in self._runner.read_profile()]
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         return self._runner.outputs()
 
 
-class _OrtLayer(Session):
-    """A call of a one-layer model, less what isn't its kernel: the call itself, and copies between layouts that a
-    network makes once, not around each layer."""
-
-    def __init__(self, runner: _Runner) -> None:
-        self._runner = runner
-        least, most = _SHARE_RUNS
-        runner.run_profiled()
-        once_s = runner.run_profiled()
-        runs = min(most, max(least, round(_SHARE_S / max(once_s, 1e-9))))
-        calls_s = [once_s, *(runner.run_profiled() for _ in range(runs))]
-        kernels_s = [
-            sum(seconds for name, seconds in run if not name.startswith(_REORDER)) for run in runner.read_profile()[1:]
-        ]
-        self._share = float(np.mean(kernels_s) / np.mean(calls_s))
-
-    def run(self) -> float:
-        return self._runner.run() * self._share
-
-
-def runs_in(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, float]]]:
-    """The kernels of each run in a profile of ONNX Runtime: (name, seconds) in order of execution.
+def runs_in(events: Sequence[Mapping[str, Any]]) -> list[list[Kernel]]:
+    """The kernels of each run in a profile of ONNX Runtime, in order of execution.
 
     Example:
         >>> events = [
@@ -193,45 +171,16 @@ def runs_in(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, float]]
         ...     {"cat": "Session", "name": "model_run", "dur": 70},
         ... ]
         >>> runs_in(events)
-        [[('/op_fc/Gemm', 6.3e-05)]]
+        [[Kernel(names=('/op_fc/Gemm',), seconds=6.3e-05, copies=False, forward=False)]]
     """
-    runs: list[list[tuple[str, float]]] = []
-    current: list[tuple[str, float]] = []
+    runs: list[list[Kernel]] = []
+    current: list[Kernel] = []
     for event in events:
-        if event["cat"] == "Node" and event["name"].endswith(_SUFFIX):
-            current.append((event["name"].removesuffix(_SUFFIX), event["dur"] * 1e-6))
-        elif event["name"] == "model_run":
+        name = event["name"].removesuffix(_SUFFIX)
+        if event["cat"] == "Node" and name != event["name"]:
+            copies = name.startswith(_REORDER)
+            current.append(Kernel((name,), event["dur"] * 1e-6, copies, forward=name.startswith(_INTO_BLOCKS)))
+        elif name == "model_run":
             runs.append(current)
             current = []
     return runs
-
-
-def attribute_kernels(run: Sequence[tuple[str, float]], owner_of: Mapping[str, int], layers: int) -> _Array:
-    """Seconds per layer of one run.
-
-    A kernel belongs to the layer of the operation it is named after. One without such a name was inserted by the
-    runtime: a copy into the blocked layout belongs to the layer that comes next, anything else to the one before.
-
-    Example:
-        >>> run = [("ReorderInput", 1.0), ("/op_conv/Conv_nchwc", 5.0), ("ReorderOutput", 2.0), ("/op_fc/Gemm", 3.0)]
-        >>> attribute_kernels(run, {"conv": 0, "relu": 0, "fc": 1}, 2).tolist()
-        [8.0, 3.0]
-    """
-    known = [owner_of.get(operation_in(name) or "") for name, _ in run]
-    seconds = np.zeros(layers)
-    for position, (name, spent_s) in enumerate(run):
-        before = [owner for owner in known[: position + 1] if owner is not None]
-        after = [owner for owner in known[position:] if owner is not None]
-        forward = name.startswith(_INTO_BLOCKS)
-        nearest = (after[:1] or before[-1:]) if forward else (before[-1:] or after[:1])
-        seconds[nearest[0]] += spent_s
-    return seconds
-
-
-def refusal(runtime: str, error: Exception) -> str:
-    """What a runtime said of a network it doesn't take, and of which layer."""
-    text = " ".join(str(error).split())
-    named = re.search(r"[/.\w]*op_\w+[/.\w]*", text)
-    operation = operation_in(named[0]) if named else None
-    where = f"layer {operation!r} of this network" if operation else "this network"
-    return f"{runtime} can't run {where}: {text[:300]}"
