@@ -25,6 +25,7 @@ from widthwise.network.fusion import fused
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.profiling import device
+from widthwise.profiling.faithful import require_faithful
 from widthwise.profiling.profiler import candidate_for, open_table
 from widthwise.profiling.runtimes import NetworkSession, Runtime, open_runtime
 from widthwise.profiling.schedule import Pace, Schedule
@@ -157,4 +158,7 @@ def _session(runtime: Runtime, model: nn.Module, example: Sequence[torch.Tensor]
     network = Network.trace(model, example)
     if runtime.fuses:
         network = fused(network)
-    return runtime.network(candidate_for(model, network, network.dense, example))
+    candidate = candidate_for(model, network, network.dense, example)
+    session = runtime.network(candidate)
+    require_faithful(session, candidate, runtime.target)
+    return session

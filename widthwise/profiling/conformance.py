@@ -26,14 +26,12 @@ from widthwise.luts.records import Role
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.fusion import fused
 from widthwise.network.network import Network
+from widthwise.profiling.faithful import TOLERANCES, busy_threads, output_error
 from widthwise.profiling.profiler import Profiler, candidate_for, open_table
 from widthwise.profiling.runtimes import Runtime, UnsupportedLayer, open_runtime
 from widthwise.profiling.target import Target
 
 __all__ = ["RuntimeConformance", "SmallNet"]
-
-TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest error of a runtime's outputs over the largest output, by dtype."""
 
 _WIDTHS = {"stem": 8, "inner": 5, "right": 7}
 
@@ -128,14 +126,20 @@ class RuntimeConformance:
         for widths in (network.dense, network.dense | _WIDTHS):
             candidate = candidate_for(model, network, widths, example)
             with runtime.active():
-                outputs = runtime.network(candidate).outputs()
-            if outputs is None:
+                error = output_error(runtime.network(candidate), candidate)
+            if error is None:
                 pytest.skip(f"{runtime.target} computes nothing")
-            with torch.no_grad():
-                expected = candidate.build().eval()(*example)
-            assert len(outputs) == 1 and outputs[0].shape == expected.shape
-            error = float((outputs[0] - expected).abs().max() / expected.abs().max())
             assert error <= TOLERANCES[self.target.dtype], f"outputs differ by {error:.1e} at widths {widths}"
+
+    def test_it_takes_no_more_threads_than_it_may(
+        self, runtime: Runtime, model: nn.Module, network: Network, example: tuple[torch.Tensor, ...]
+    ) -> None:
+        with runtime.active():
+            session = runtime.network(candidate_for(model, network, network.dense, example))
+            busy = busy_threads(session.run)
+        if busy is None or self.target.device != "cpu":
+            pytest.skip("threads can't be counted here")
+        assert busy <= self.target.threads
 
     def test_the_users_model_is_left_alone(
         self, runtime: Runtime, model: nn.Module, network: Network, example: tuple[torch.Tensor, ...]

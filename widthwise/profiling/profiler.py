@@ -26,9 +26,10 @@ from widthwise.network.fusion import FUSED, fused
 from widthwise.network.narrowing import leading, narrow
 from widthwise.network.network import Network
 from widthwise.profiling import device
+from widthwise.profiling.faithful import require_faithful
 from widthwise.profiling.gauge import REFERENCE
 from widthwise.profiling.memory import cheap_collections, return_free_memory
-from widthwise.profiling.runtimes import Candidate, NetworkSession, Runtime, Session, UnsupportedLayer, open_runtime
+from widthwise.profiling.runtimes import Candidate, Runtime, Session, UnsupportedLayer, open_runtime
 from widthwise.profiling.sampler import MOST_NETWORKS, Adviser, Batch, Draw, Sampler
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
@@ -156,7 +157,7 @@ class Profiler:
         """
         start = time.perf_counter()
         self._schedule.deadline_s = start + time_s
-        quiet_ms = self._schedule.warm_up(self._session(self._network.dense))
+        quiet_ms = self._warm_up()
         if self._lut.quiet_reference_ms is None:
             self._lut.set_quiet_reference(quiet_ms)
         info = {"load": device.load_average(), "reference_ms": quiet_ms}
@@ -196,6 +197,12 @@ class Profiler:
             steps=dict(sampler.steps),
         )
 
+    def _warm_up(self) -> float:
+        dense = candidate_for(self._model, self._network, self._network.dense, self._example)
+        session = self._runtime.network(dense)
+        require_faithful(session, dense, self._runtime.target)
+        return self._schedule.warm_up(session)
+
     @property
     def _quiet_ms(self) -> float:
         quiet_ms = self._lut.quiet_reference_ms
@@ -226,7 +233,10 @@ class Profiler:
 
     def _time_networks(self, run: int, draws: Sequence[Draw]) -> dict[LayerSpec, Measurement | None]:
         found: dict[LayerSpec, Measurement | None] = {}
-        sessions = [self._session(draw.widths) for draw in draws]
+        sessions = [
+            self._runtime.network(candidate_for(self._model, self._network, draw.widths, self._example))
+            for draw in draws
+        ]
         pace = _DENSE_PACE if draws[0].role is Role.DENSE else Pace()
         for draw, timing in zip(draws, self._schedule.measure(sessions, pace), strict=True):
             whole = timing.measurement(self._quiet_ms)
@@ -243,9 +253,6 @@ class Profiler:
             self._count([whole, *layers])
             found.update(zip(specs, layers, strict=True))
         return found
-
-    def _session(self, widths: Mapping[str, int]) -> NetworkSession:
-        return self._runtime.network(candidate_for(self._model, self._network, widths, self._example))
 
     def _time_layers(self, run: int, specs: Sequence[LayerSpec]) -> dict[LayerSpec, Measurement | None]:
         sessions: dict[LayerSpec, Session] = {}
