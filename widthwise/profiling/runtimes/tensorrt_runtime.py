@@ -1,12 +1,14 @@
 """TensorRT on an NVIDIA GPU: ``execute_async_v3`` of the built engine, from the call until the GPU has finished.
 
-Not yet run on hardware. Building, reading reports and reporting errors are tested against a stand-in for TensorRT
-written after its documentation; what touches the GPU, :class:`_Engine` alone, is untried.
+Not yet run on hardware. All of it has run against a stand-in written after TensorRT's documentation, with the CPU's
+memory in place of a GPU's; engines, their reports and their times by TensorRT itself it has not seen.
 
 Networks are strongly typed, the only kind TensorRT 11 knows: the exported model has the target's dtype, and so does
-every kernel. TF32 is turned off, for float32 is what was asked for; TensorRT by itself would use it. Which kernels are
-fastest TensorRT finds out by timing them, and not the same every time; networks and layers of one run share these
-timings, so that equal layers get equal kernels.
+every kernel. TF32 is turned off, for float32 is what was asked for; TensorRT by itself would use it. ONNX has bfloat16
+convolutions from opset 22 on and the exporter writes 17, so TensorRT's parser may refuse that dtype.
+
+Which kernels are fastest TensorRT finds out by timing them, and not the same every time; networks and layers of one run
+share these timings, so that equal layers get equal kernels.
 
 Layers come from TensorRT's profiler, on an execution context of its own. It records CUDA events between kernels, so
 what a run takes longer for them is taken off every kernel equally, see :func:`~.torch_cuda.without_stamps`. A layer
@@ -69,7 +71,7 @@ class TensorRtRuntime(Runtime):
             raise InvalidTarget("TensorRT chooses its memory layout itself: leave --memory-format out")
         self._torch = CudaGraphRuntime(target)  # before the package is asked for: that is gigabytes
         self._trt: Any = require_package("tensorrt", "tensorrt", target)
-        require_package("onnx", "onnx", target)
+        require_package("onnx", "tensorrt", target)
         if int(self._trt.__version__.partition(".")[0]) < _OLDEST:
             raise InvalidTarget(f"tensorrt:cuda needs TensorRT {_OLDEST} or newer; this is {self._trt.__version__}")
         self._placement = Placement.of(target)
