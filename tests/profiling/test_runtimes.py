@@ -71,6 +71,18 @@ class TestCudaGraphHalf(RuntimeConformance):
     target = Target.parse("torch-cudagraph:cuda", dtype="float16", memory_format="channels_last")
 
 
+class TestTensorRt(RuntimeConformance):
+    target = Target.parse("tensorrt:cuda")
+
+
+class TestTensorRtHalf(RuntimeConformance):
+    target = Target.parse("tensorrt:cuda", dtype="float16")
+
+
+class TestTensorRtBfloat16(RuntimeConformance):
+    target = Target.parse("tensorrt:cuda", dtype="bfloat16")
+
+
 def test_all_runtimes_are_tried() -> None:
     tried = {f"{suite.target.runtime}:{suite.target.device}" for suite in RuntimeConformance.__subclasses__()}
     assert {next(name for name in RUNTIMES if fnmatch(target, name)) for target in tried} == set(RUNTIMES)
@@ -109,7 +121,7 @@ def test_impossible_targets(text: str, options: dict[str, object], message: str)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("text", ["torch:cuda", "torch:cuda:1", "torch-cudagraph:cuda"])
+@pytest.mark.parametrize("text", ["torch:cuda", "torch:cuda:1", "torch-cudagraph:cuda", "tensorrt:cuda"])
 def test_a_gpu_target_without_a_gpu_says_what_helps(text: str) -> None:
     with pytest.raises(InvalidTarget, match=f"target {text} needs an NVIDIA GPU .* `widthwise device` .* torch:cpu"):
         open_runtime(Target.parse(text))

@@ -38,6 +38,7 @@ RUNTIMES = {
     "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
     "onnxruntime:cpu": f"{_PACKAGE}.onnx_runtime:OnnxRuntime",
     "openvino:*": f"{_PACKAGE}.openvino_runtime:OpenVinoRuntime",
+    "tensorrt:cuda": f"{_PACKAGE}.tensorrt_runtime:TensorRtRuntime",
     "fake:cpu": f"{_PACKAGE}.fake:FakeRuntime",
 }
 """Runtime and device, without its number, → ``module:class``; a device ``*`` is any."""

@@ -3,6 +3,10 @@
 Layers come from ONNX Runtime's own profile. It names the kernels it ran, each after one of the operations it fused,
 in whole microseconds; copies into and out of its blocked layout are kernels of their own and count with the layer
 they serve. The profile is written when profiling ends, so a second session of the same model runs with profiling on.
+
+There are no targets for its GPU providers, because they don't say what a layer takes. With the CUDA provider a node's
+time in the profile is that of its launches (kernels are recorded only by builds with CUDA profiling, which is off by
+default), and the TensorRT provider runs all it takes of a network as one node.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from widthwise.profiling.runtimes.base import (
 from widthwise.profiling.runtimes.torch_layers import Placement, build_layer, square_convolution, tensors, with_stamps
 from widthwise.profiling.target import Target
 
-__all__ = ["CudaGraphRuntime", "CudaRuntime"]
+__all__ = ["CudaGraphRuntime", "CudaRuntime", "Recent", "wall_s", "without_stamps"]
 
 _REPEATS = 10
 """A single layer stands so often in its graph; events mark the first's begin and the last's end."""
@@ -86,7 +86,7 @@ class _Stamps:
         return [before.elapsed_time(after) * 1e-3 for before, after in pairwise(self._events[: self._next])]
 
 
-class _Recent:
+class Recent:
     """The median of the last runs."""
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ def _captured(call: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]
     return graph, output
 
 
-def _wall_s(call: Callable[[], object]) -> float:
+def wall_s(call: Callable[[], object]) -> float:
     """Seconds until the GPU has finished what ``call`` starts."""
     torch.cuda.synchronize()
     start = time.perf_counter_ns()
@@ -187,7 +187,7 @@ class _Launches(Session):
 
     def run(self) -> float:
         with torch.inference_mode():
-            return _wall_s(lambda: [self._tensor.relu() for _ in range(_LAUNCHES)])
+            return wall_s(lambda: [self._tensor.relu() for _ in range(_LAUNCHES)])
 
 
 class _Together(Session):
@@ -207,13 +207,13 @@ class _CudaNetwork(PromptSession):
         super().__init__()
         self._model = model
         self._inputs = inputs
-        self._whole = _Recent()
+        self._whole = Recent()
         self._stamps = _Stamps(in_graph=False)
         self._stamped = with_stamps(trace_runnable(model, network), network, self._stamps.record)
 
     def run(self) -> float:
         with torch.inference_mode():
-            return self._whole.add(_wall_s(lambda: self._model(*self._inputs)))
+            return self._whole.add(wall_s(lambda: self._model(*self._inputs)))
 
     def report(self) -> Sequence[float]:
         torch.cuda.synchronize()
@@ -238,7 +238,7 @@ class _GraphNetwork(PromptSession):
     def __init__(self, model: nn.Module, inputs: list[torch.Tensor], network: Network) -> None:
         super().__init__()
         self._kept_alive = model, inputs  # the graph reads their memory
-        self._whole = _Recent()
+        self._whole = Recent()
         self._stamps = stamps = _Stamps(in_graph=True)
         stamped = with_stamps(trace_runnable(model, network), network, stamps.record)
 
@@ -251,7 +251,7 @@ class _GraphNetwork(PromptSession):
         self._layers, _ = _captured(timed_layers)
 
     def run(self) -> float:
-        return self._whole.add(_wall_s(self._graph.replay))
+        return self._whole.add(wall_s(self._graph.replay))
 
     def report(self) -> Sequence[float]:
         torch.cuda.synchronize()
