@@ -68,6 +68,7 @@ def deployable(model: nn.Module, network: Network) -> fx.GraphModule:
             is_module = node.op == "call_module"
             parts[_PREFIX + node.name] = modules[str(node.target)] if is_module else _Call(node)
             node.op, node.target = "call_module", _PREFIX + node.name
+            node.meta.pop("nn_module_stack", None)  # the newer exporter would take names from there
         elif node.op == "call_module":
             parts[str(node.target)] = modules[str(node.target)]
     for layer in network.layers:
