@@ -53,7 +53,8 @@ def profile(
     an interrupted call has lost nothing.
 
     Args:
-        target: ``RUNTIME:DEVICE``, such as ``torch:cpu``, ``torch:cuda`` or ``torch-cudagraph:cuda``.
+        target: ``RUNTIME:DEVICE``, such as ``torch:cpu``, ``onnxruntime:cpu`` or ``torch-cudagraph:cuda``; `widthwise device` lists
+            all.
         time_s: seconds to spend; more makes the table better, never invalid.
         name: what the model is called in the table, such as ``torchvision:resnet18``.
 

@@ -139,6 +139,7 @@ def test_device() -> None:
     found = answer("device")
     assert {"cpu", "cores", "system"} <= set(found["fingerprint"])
     assert all(set(hazard) == {"what", "found", "remedy"} for hazard in found["hazards"])
+    assert found["targets"]["fake:cpu"] == "fake 1" and "onnxruntime:cpu" in found["targets"]
     assert run("device").exit_code == 0
 
 

@@ -28,7 +28,9 @@ from widthwise.cli.common import (
 
 __all__ = ["device", "profile", "verify"]
 
-TargetName = Annotated[str, typer.Option("--target", help="torch:cpu, torch:cuda, torch-cudagraph:cuda or fake:cpu.")]
+TargetName = Annotated[
+    str, typer.Option("--target", help="RUNTIME:DEVICE, such as onnxruntime:cpu; `widthwise device` lists all.")
+]
 Threads = Annotated[int, typer.Option("--threads", help="Intra-op threads.")]
 
 
@@ -146,18 +148,20 @@ def verify(
 
 @reported
 def device(threads: Threads = 1, as_json: Json = False) -> None:
-    """Show what would be fingerprinted here, and what makes timing unreliable.
+    """Show what would be fingerprinted here, which targets can run, and what makes timing unreliable.
 
     Example: widthwise device
     """
     from widthwise.profiling.device import fingerprint, gpu_fields, hazards
+    from widthwise.profiling.runtimes import targets_here
     from widthwise.report.terminal import facts, rows_table, show
 
     found, fields = hazards(threads), fingerprint(more=gpu_fields())
     if as_json:
-        emit({"fingerprint": fields, "hazards": [asdict(hazard) for hazard in found]})
+        emit({"fingerprint": fields, "targets": targets_here(), "hazards": [asdict(hazard) for hazard in found]})
         return
     show(facts("device", [(name, str(value)) for name, value in fields.items()]))
+    show(facts("targets", list(targets_here().items())))
     rows = [(hazard.what, hazard.found, hazard.remedy) for hazard in found]
     show(
         rows_table("what makes timing unreliable here", ("what", "found", "remedy"), rows) if rows else "fit for timing"

@@ -17,7 +17,7 @@ class Target:
     """Runtime, device, and what else changes every latency.
 
     Args:
-        runtime: ``torch``, ``torch-cudagraph`` or ``fake``; see :mod:`widthwise.profiling.runtimes`.
+        runtime: ``torch``, ``onnxruntime``, ``openvino``, …; see :mod:`widthwise.profiling.runtimes`.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: intra-op threads.
         dtype: of weights and activations.

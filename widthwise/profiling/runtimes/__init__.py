@@ -28,6 +28,7 @@ __all__ = [
     "Session",
     "UnsupportedLayer",
     "open_runtime",
+    "targets_here",
 ]
 
 _PACKAGE = "widthwise.profiling.runtimes"
@@ -65,6 +66,24 @@ def open_runtime(target: Target) -> Runtime:
     except (ImportError, AttributeError) as error:
         raise InvalidTarget(f"target {target.runtime}:{target.device} can't be loaded from {place}: {error}") from error
     return runtime
+
+
+def targets_here() -> dict[str, str]:
+    """Every target, with the versions that would run it here, or why none can.
+
+    Example:
+        >>> targets_here()["fake:cpu"]
+        'fake 1'
+    """
+    found = {}
+    for name in sorted(_places()):
+        name = name.replace("*", "cpu")
+        try:
+            versions = open_runtime(Target.parse(name)).versions()
+            found[name] = ", ".join(f"{library} {version}" for library, version in versions.items())
+        except InvalidTarget as error:
+            found[name] = f"not here: {error}"
+    return found
 
 
 def _places() -> dict[str, str]:
