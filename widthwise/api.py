@@ -53,8 +53,7 @@ def profile(
     an interrupted call has lost nothing.
 
     Args:
-        target: ``RUNTIME:DEVICE``, such as ``torch:cpu``, ``onnxruntime:cpu`` or ``torch-cudagraph:cuda``; `widthwise device` lists
-            all.
+        target: ``RUNTIME:DEVICE``, such as ``torch:cpu`` or ``onnxruntime:cpu``; `widthwise device` lists them all.
         time_s: seconds to spend; more makes the table better, never invalid.
         name: what the model is called in the table, such as ``torchvision:resnet18``.
 

@@ -28,9 +28,7 @@ from widthwise.cli.common import (
 
 __all__ = ["device", "profile", "verify"]
 
-TargetName = Annotated[
-    str, typer.Option("--target", help="RUNTIME:DEVICE, such as onnxruntime:cpu; `widthwise device` lists all.")
-]
+TargetName = Annotated[str, typer.Option("--target", help="RUNTIME:DEVICE; `widthwise device` lists them.")]
 Threads = Annotated[int, typer.Option("--threads", help="Intra-op threads.")]
 
 
