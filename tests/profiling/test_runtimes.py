@@ -47,6 +47,10 @@ class TestOpenVinoTwoThreads(RuntimeConformance):
     target = Target.parse("openvino:cpu", threads=2)
 
 
+class TestOpenVinoBfloat16(RuntimeConformance):
+    target = Target.parse("openvino:cpu", dtype="bfloat16")
+
+
 class TestFake(RuntimeConformance):
     target = Target.parse("fake:cpu")
 

@@ -33,7 +33,9 @@ from widthwise.profiling.target import Target
 
 __all__ = ["OpenVinoRuntime"]
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_PRECISIONS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
+"""Of a dtype: the precision asked for and the capability a device lists."""
+
 _EXECUTED = "EXECUTED"
 _COPIES = ("Reorder", "Convert")
 _FUSED = "originalLayersNames"
@@ -59,7 +61,12 @@ class OpenVinoRuntime(Runtime):
             raise InvalidTarget(f"OpenVINO finds no device {self._device} here; there are: {known}")
         if target.memory_format != "contiguous":
             raise InvalidTarget("OpenVINO chooses its memory layout itself: leave --memory-format out")
-        self._precision = _PRECISIONS[target.dtype]
+        self._precision, capability = _PRECISIONS[target.dtype]
+        capabilities = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        if capability not in capabilities:
+            raise InvalidTarget(
+                f"OpenVINO computes in {', '.join(capabilities)} on {self._device}, not in {target.dtype}"
+            )
 
     def versions(self) -> dict[str, str]:
         return {"openvino": self._openvino.get_version()}
