@@ -31,6 +31,10 @@ class TestTorchCpuBfloat16(RuntimeConformance):
     target = Target.parse("torch:cpu", dtype="bfloat16")
 
 
+class TestTorchCompile(RuntimeConformance):
+    target = Target.parse("torch-compile:cpu")
+
+
 class TestOnnxRuntime(RuntimeConformance):
     target = Target.parse("onnxruntime:cpu")
 

@@ -37,6 +37,7 @@ RUNTIMES = {
     "torch:cpu": f"{_PACKAGE}.torch_eager:TorchRuntime",
     "torch:cuda": f"{_PACKAGE}.torch_cuda:CudaRuntime",
     "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
+    "torch-compile:cpu": f"{_PACKAGE}.torch_compile:TorchCompileRuntime",
     "onnxruntime:cpu": f"{_PACKAGE}.onnx_runtime:OnnxRuntime",
     "openvino:*": f"{_PACKAGE}.openvino_runtime:OpenVinoRuntime",
     "tensorrt:cuda": f"{_PACKAGE}.tensorrt_runtime:TensorRtRuntime",
