@@ -15,6 +15,7 @@ import multiprocessing
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -89,12 +90,17 @@ def sums(name: str, target: str, narrowed: int) -> dict[str, Any]:
 def plan_for(name: str, target: str, time_s: float, path: str) -> dict[str, Any]:
     """A plan for half of the dense latency on this runtime."""
     import widthwise as ww
+    from widthwise.luts import Estimator
+    from widthwise.network.granularity import Point, group_steps
 
-    model, example, _, _ = loaded(name, target)
+    model, example, network, _ = loaded(name, target)
     with ww.profile(model, example, path=path, target=target, time_s=time_s, name=f"torchvision:{name}") as lut:
         plan = ww.plan(model, example, lut=lut, budget=BUDGET, name=f"torchvision:{name}")
+        singles = lut.layers({layer.geometry for layer in network.layers}, estimator=Estimator.SINGLE)
+        known = {record.spec: Point(record.latency_ms) for record in singles}
+        steps = Counter(group_steps(network, known).values())
         return {"widths": plan.widths, "importance": plan.importance, "dense_ms": plan.dense_ms,
-                "networks": plan.table.networks}  # fmt: skip
+                "networks": plan.table.networks, "steps": dict(steps)}  # fmt: skip
 
 
 def measured(name: str, target: str, plans: Sequence[Mapping[str, int]]) -> list[float]:
@@ -140,8 +146,9 @@ def report_sums(networks: Sequence[str], runtimes: Sequence[str], narrowed: int)
 
 def report_plans(networks: Sequence[str], runtimes: Sequence[str], time_s: float) -> list[dict[str, Any]]:
     """Prints and gives the table of plans."""
-    header = " | ".join(f"÷ dense on {runtime}" for runtime in runtimes)
-    print(f"| network | planned for {BUDGET} on | l1 retained | {header} |\n|{'---|' * (3 + len(runtimes))}")
+    titles = ["network", f"planned for {BUDGET} on", "steps found (groups)", "l1 retained"]
+    titles += [f"÷ dense on {runtime}" for runtime in runtimes]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     rows = []
     for name in networks:
         with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +166,9 @@ def report_plans(networks: Sequence[str], runtimes: Sequence[str], time_s: float
                 f"**{share:.3f}**" if runtime == target else f"{share:.3f}"
                 for runtime, share in zip(runtimes, shares, strict=True)
             )
-            print(f"| {name} | {target} ({plan['dense_ms']:.3g} ms) | {plan['importance']:.3f} | {cells} |", flush=True)
+            steps = ", ".join(f"{step} ({groups})" for step, groups in sorted(plan["steps"].items())) or "none"
+            made_for = f"{target} ({plan['dense_ms']:.3g} ms)"
+            print(f"| {name} | {made_for} | {steps} | {plan['importance']:.3f} | {cells} |", flush=True)
     return rows
 
 
