@@ -15,7 +15,6 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,17 @@ import torch
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
+from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Session
 from widthwise.profiling.runtimes.deployment import (
     deployable,
     output_names,
     owners,
     refusal,
     require_package,
-    steady_process,
 )
 from widthwise.profiling.runtimes.onnx_export import export_onnx
 from widthwise.profiling.runtimes.reports import Kernel, LoneLayer, by_layer, runs_for_a_share
-from widthwise.profiling.runtimes.torch_eager import cpu_references
+from widthwise.profiling.runtimes.torch_eager import FusingCpuRuntime
 from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 
@@ -46,14 +44,12 @@ _REORDER = "Reorder"
 _INTO_BLOCKS = "ReorderInput"
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(FusingCpuRuntime):
     """The ``onnxruntime:cpu`` target.
 
     Raises:
         InvalidTarget: the package isn't installed, or the target asks for what the CPU provider hasn't got.
     """
-
-    fuses = True
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -71,12 +67,6 @@ class OnnxRuntime(Runtime):
 
     def device_fields(self) -> dict[str, str | int]:
         return {"info.exporter": f"torch {torch.__version__}"}
-
-    def active(self) -> AbstractContextManager[None]:
-        return steady_process(self.target.threads)
-
-    def references(self) -> References:
-        return cpu_references(self.target.threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         graph = deployable(candidate.build(), candidate.network)

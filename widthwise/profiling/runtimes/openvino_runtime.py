@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,17 @@ import torch
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, PromptSession, References, Runtime, Session
+from widthwise.profiling.runtimes.base import Candidate, NetworkSession, PromptSession, Session
 from widthwise.profiling.runtimes.deployment import (
     deployable,
     output_names,
     owners,
     refusal,
     require_package,
-    steady_process,
 )
 from widthwise.profiling.runtimes.onnx_export import export_onnx
 from widthwise.profiling.runtimes.reports import Kernel, LoneLayer, by_layer, runs_for_a_share
-from widthwise.profiling.runtimes.torch_eager import cpu_references
+from widthwise.profiling.runtimes.torch_eager import FusingCpuRuntime
 from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 
@@ -41,14 +39,12 @@ _COPIES = ("Reorder", "Convert")
 _FUSED = "originalLayersNames"
 
 
-class OpenVinoRuntime(Runtime):
+class OpenVinoRuntime(FusingCpuRuntime):
     """The targets ``openvino:cpu``, ``openvino:gpu``, …
 
     Raises:
         InvalidTarget: the package isn't installed, there is no such device, or it doesn't compute in this dtype.
     """
-
-    fuses = True
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -74,12 +70,6 @@ class OpenVinoRuntime(Runtime):
     def device_fields(self) -> dict[str, str | int]:
         name = str(self._core.get_property(self._device, "FULL_DEVICE_NAME"))
         return {"openvino_device": name, "info.exporter": f"torch {torch.__version__}"}
-
-    def active(self) -> AbstractContextManager[None]:
-        return steady_process(self.target.threads)
-
-    def references(self) -> References:
-        return cpu_references(self.target.threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         graph = deployable(candidate.build(), candidate.network)

@@ -11,32 +11,29 @@ Weights are frozen by a setting that must be on already while dynamo traces: wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
-from widthwise.profiling.runtimes.base import Candidate, NetworkSession, References, Runtime, Session
-from widthwise.profiling.runtimes.deployment import deployable, owners, steady_process
+from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Session
+from widthwise.profiling.runtimes.deployment import deployable, owners
 from widthwise.profiling.runtimes.inductor import Compiled, Inductor, cpp_compiler, unknown_inductor
 from widthwise.profiling.runtimes.reports import by_layer
-from widthwise.profiling.runtimes.torch_eager import cpu_references
+from widthwise.profiling.runtimes.torch_eager import FusingCpuRuntime
 from widthwise.profiling.runtimes.torch_layers import Placement, build_layer
 from widthwise.profiling.target import Target
 
 __all__ = ["TorchCompileRuntime"]
 
 
-class TorchCompileRuntime(Runtime):
+class TorchCompileRuntime(FusingCpuRuntime):
     """The ``torch-compile:cpu`` target.
 
     Raises:
         InvalidTarget: there is no C++ compiler, the dtype has no CPU kernels, or this PyTorch has another inductor.
     """
-
-    fuses = True
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -53,12 +50,6 @@ class TorchCompileRuntime(Runtime):
 
     def device_fields(self) -> dict[str, str | int]:
         return {"info.compiler": self._compiler}
-
-    def active(self) -> AbstractContextManager[None]:
-        return steady_process(self.target.threads)
-
-    def references(self) -> References:
-        return cpu_references(self.target.threads)
 
     def network(self, candidate: Candidate) -> NetworkSession:
         graph = deployable(candidate.build(), candidate.network)

@@ -37,7 +37,7 @@ from widthwise.profiling.runtimes.torch_layers import (
 )
 from widthwise.profiling.target import Target
 
-__all__ = ["TorchRuntime", "cpu_references"]
+__all__ = ["FusingCpuRuntime", "TorchRuntime", "cpu_references"]
 
 
 def cpu_references(threads: int) -> References:
@@ -49,6 +49,18 @@ def cpu_references(threads: int) -> References:
     """
     references = TorchRuntime(Target("torch", "cpu", threads)).references()
     return replace(references, settling_runs=2)
+
+
+class FusingCpuRuntime(Runtime):
+    """What runtimes that fuse layers have in common on a CPU: a steady process, and the references of all of them."""
+
+    fuses = True
+
+    def active(self) -> AbstractContextManager[None]:
+        return steady_process(self.target.threads)
+
+    def references(self) -> References:
+        return cpu_references(self.target.threads)
 
 
 class TorchRuntime(Runtime):
