@@ -46,7 +46,7 @@ _LONG_RUN_S = 0.25
 
 _GLANCE_EVERY_S = 0.04
 """Neighbours come and go in tens of milliseconds; readings further apart miss them. Blocks of ResNet-18 scatter by 1.3
-% (standard deviation) with a glance every 25 ms, by 4.7 % with readings at the edges alone. Settling made them dearer."""
+% (standard deviation) with a glance every 25 ms, by 4.7 % with readings at the edges alone."""
 
 
 _TRIMMED = 0.25
