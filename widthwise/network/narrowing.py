@@ -20,7 +20,17 @@ from widthwise.luts.errors import InvalidModel, VerificationFailed
 from widthwise.network.groups import FIXED, NARROWABLE, Coupling, Labels, is_depthwise
 from widthwise.network.network import Network, trace_runnable
 
-__all__ = ["TOLERANCE", "Kept", "ModuleShape", "leading", "narrow", "resize", "shapes_of", "silenced_difference"]
+__all__ = [
+    "TOLERANCE",
+    "Kept",
+    "ModuleShape",
+    "leading",
+    "narrow",
+    "resize",
+    "shapes_of",
+    "silenced_difference",
+    "tensors",
+]
 
 Kept = Mapping[str, Sequence[int]]
 """Channels each group keeps, ascending; groups not named keep all."""
@@ -117,9 +127,9 @@ def silenced_difference(
     small.eval()
     try:
         with torch.no_grad():
-            expected = _tensors(_Silencing(trace_runnable(model, network), network, kept).run(*example))
+            expected = tensors(_Silencing(trace_runnable(model, network), network, kept).run(*example))
             try:
-                got = _tensors(small(*example))
+                got = tensors(small(*example))
             except RuntimeError as error:
                 raise VerificationFailed(f"the narrow model doesn't run: {error}") from error
     finally:
@@ -253,8 +263,9 @@ def _with_own_weights(small: nn.Module, model: nn.Module) -> nn.Module:
     return small
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of a model's output, also in tuples, lists and dicts."""
     if isinstance(output, torch.Tensor):
         return [output]
     values = output.values() if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(output, list | tuple | dict) else []
+    return [tensor for value in values for tensor in tensors(value)] if isinstance(output, list | tuple | dict) else []

@@ -75,11 +75,11 @@ class Importance:
         return sum(self.weights.values())
 
 
-def l1_scores(model: nn.Module, network: Network) -> Scores:
-    """Sum of the absolute weights of each filter, relative to its layer's mean, averaged over the group's layers.
+def _filter_scores(model: nn.Module, network: Network, measure: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
+    """A measure of each filter, relative to its layer's mean, averaged over the group's layers.
 
-    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (1608.08710); coupled layers by
-    averaging normalised norms, as DepGraph does.
+    Args:
+        measure: filters (N, weights of one) → (N,).
     """
     coupling = network.coupling
     scores = {group.name: np.zeros(group.size) for group in network.free}
@@ -89,7 +89,7 @@ def l1_scores(model: nn.Module, network: Network) -> Scores:
         for path in group.producers:
             weight = model.get_submodule(path).weight
             assert isinstance(weight, torch.Tensor)
-            norms = torch.linalg.vector_norm(weight.detach().flatten(1), ord=1, dim=1).double().cpu().numpy()
+            norms = measure(weight.detach().flatten(1)).double().cpu().numpy()
             labels = coupling.outputs[path]
             mine = (labels != FIXED) & (labels >> 32 == index)
             relative = norms[mine] / max(float(norms[mine].mean()), 1e-30)
@@ -97,7 +97,38 @@ def l1_scores(model: nn.Module, network: Network) -> Scores:
     return scores
 
 
-CRITERIA: dict[str, Callable[[nn.Module, Network], Scores]] = {"l1": l1_scores}
+def l1_scores(model: nn.Module, network: Network) -> Scores:
+    """Sum of the absolute weights of each filter, relative to its layer's mean, averaged over the group's layers.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017 (1608.08710); coupled layers by
+    averaging normalised norms, as DepGraph does.
+    """
+    return _filter_scores(model, network, lambda filters: filters.abs().sum(1))
+
+
+def l2_scores(model: nn.Module, network: Network) -> Scores:
+    """As :func:`l1_scores`, by the root of the sum of squares."""
+    return _filter_scores(model, network, lambda filters: filters.square().sum(1).sqrt())
+
+
+def std_scores(model: nn.Module, network: Network) -> Scores:
+    """As :func:`l1_scores`, by the standard deviation of a filter's weights; of one weight, its size."""
+    return _filter_scores(
+        model, network, lambda filters: filters.std(1) if filters.shape[1] > 1 else filters.abs().flatten()
+    )
+
+
+def mean_scores(model: nn.Module, network: Network) -> Scores:
+    """As :func:`l1_scores`, by the size of the mean of a filter's weights."""
+    return _filter_scores(model, network, lambda filters: filters.mean(1).abs())
+
+
+CRITERIA: dict[str, Callable[[nn.Module, Network], Scores]] = {
+    "l1": l1_scores,
+    "l2": l2_scores,
+    "std": std_scores,
+    "mean": mean_scores,
+}
 """Criterion name → scores of a model's channels."""
 
 

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from widthwise.pruning.executor import Executor
 from widthwise.pruning.filters import FilterPruning
+from widthwise.pruning.resrep import ResRep
+from widthwise.pruning.slimming import NetworkSlimming
 
-__all__ = ["Executor", "FilterPruning"]
+__all__ = ["Executor", "FilterPruning", "NetworkSlimming", "ResRep"]

@@ -32,6 +32,7 @@ __all__ = [
     "describe",
     "evaluate",
     "evaluate_on",
+    "in_eval_mode",
     "pair",
     "placed",
     "recalibrate",
@@ -151,6 +152,17 @@ def placed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         yield model.to(device)
     finally:
         model.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards each module in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
         for module, training in modes:
             module.training = training
 

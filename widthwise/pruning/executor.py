@@ -14,6 +14,7 @@ plan's widths.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +23,13 @@ import torch
 from torch import nn
 
 from widthwise.luts.errors import InvalidPlan
+from widthwise.network.narrowing import tensors
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
+from widthwise.pruning.evaluation import in_eval_mode
+from widthwise.pruning.parameters import by_decay
 
-__all__ = ["Executor", "examples_of", "traced_for"]
+__all__ = ["Executor", "difference_of", "examples_of", "own_copy", "traced_for"]
 
 
 class Executor(ABC):
@@ -40,9 +44,13 @@ class Executor(ABC):
     def before_step(self, step: int) -> None:  # noqa: B027  (many methods have nothing to do here)
         """Called after ``backward`` and before ``optimizer.step``."""
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer, with the settings this method needs."""
-        return [{"params": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}]
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer, with the settings this method needs; norms and biases don't decay.
+
+        Args:
+            lr: what the optimizer gets, for methods that need multiples of it.
+        """
+        return by_decay(self.model)
 
     @abstractmethod
     def finish(self) -> nn.Module:
@@ -61,6 +69,21 @@ def examples_of(plan: Plan) -> tuple[torch.Tensor, ...]:
     """Random inputs of the shapes the plan was made for, always the same."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator) for shape in plan.inputs)
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy with its own weights, all of them trainable as they were."""
+    return copy.deepcopy(model)
+
+
+def difference_of(model: nn.Module, other: nn.Module, example: Sequence[torch.Tensor]) -> float:
+    """Largest difference between what two models give for this input, relative to the first's largest; in eval mode."""
+    with in_eval_mode(model), in_eval_mode(other), torch.no_grad():
+        expected, got = model(*example), other(*example)
+    pairs = list(zip(tensors(expected), tensors(got), strict=True))
+    scale = max((float(one.abs().max()) for one, _ in pairs), default=0.0)
+    worst = max((float((one - two).abs().max()) for one, two in pairs), default=0.0)
+    return worst / max(scale, 1e-30)
 
 
 def traced_for(plan: Plan, model: nn.Module, example: Sequence[torch.Tensor]) -> Network:

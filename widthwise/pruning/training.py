@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 
 from widthwise.luts.errors import InvalidModel, WidthwiseError
@@ -39,6 +38,7 @@ from widthwise.pruning.evaluation import (
     shard,
     share_statistics,
 )
+from widthwise.pruning.parameters import by_decay
 from widthwise.pruning.recipe import InvalidRecipe, Recipe
 
 __all__ = [
@@ -53,8 +53,6 @@ __all__ = [
     "recalibrate",
     "train",
 ]
-
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class TrainingDiverged(WidthwiseError):
@@ -320,11 +318,7 @@ def _groups(model: nn.Module, recipe: Recipe, given: Iterable[Mapping[str, Any]]
         raise InvalidRecipe("parameter_groups names a parameter twice; put each into one group")
     if not set(seen) <= {id(parameter) for parameter in model.parameters()}:
         raise InvalidRecipe("parameter_groups holds a parameter that is not the model's; pass the model it belongs to")
-    normal = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
-    plain = [p for p in rest if p.ndim <= 1 or id(p) in normal]
-    decayed = [p for p in rest if p.ndim > 1 and id(p) not in normal]
-    groups += [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups += by_decay(model, without=[parameter for group in groups for parameter in group["params"]])
     groups = [group for group in groups if group["params"]]
     if not any(p.requires_grad for group in groups for p in group["params"]):
         raise InvalidModel("the model has no parameter to train; call requires_grad_(True) on those that should be")

@@ -1,0 +1,1 @@
+"""What each executor is worth at equal measured latency."""

@@ -1,0 +1,382 @@
+"""ResRep: a compactor behind each layer to narrow learns which of its channels can vanish; then it is merged away.
+
+Source: Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021 (2007.03260). A
+compactor is a 1×1 convolution, at first the identity. The weights train as ever and remember; rows of compactors chosen
+to go lose the objective's gradient and forget, pulled to zero by a group lasso that acts on all rows. A row at zero is a
+channel that can be cut without a trace.
+
+Two choices of rows: the plan's widths, raised to step by step (:class:`ToWidths`), or the paper's own greedy over all
+layers until a share of the multiply-accumulates is reached (:class:`ToMacs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from widthwise.luts.errors import BadInput
+from widthwise.network.narrowing import narrow
+from widthwise.network.network import Network
+from widthwise.planner.plan import Plan
+from widthwise.pruning.constants import Folded, fold_constants
+from widthwise.pruning.executor import Executor, difference_of, examples_of, own_copy, traced_for
+from widthwise.pruning.members import Member, narrowed_groups, norm_after, producers_of
+from widthwise.pruning.parameters import by_decay
+
+__all__ = ["Compactor", "ResRep", "Selection", "ToMacs", "ToWidths"]
+
+MOMENTUM = 0.99
+"""Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
+
+_LEAST_NORM = 1e-12
+
+
+class Selection(Protocol):
+    """Which channels should forget."""
+
+    def due(self, step: int) -> bool:
+        """Whether to choose anew before this step."""
+
+    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Group → whether each channel forgets, chosen from scratch.
+
+        Args:
+            norms: group → norm of each channel's rows.
+            masked: what forgets now.
+        """
+
+
+@dataclass(frozen=True)
+class ToWidths:
+    """The channels of least norm in each group, ever more of them until the plan's widths are reached.
+
+    Args:
+        removed: group → channels to remove in the end.
+        start: step of the first choice; before it only the lasso acts.
+        end: step from which all are chosen.
+        every: steps between choices.
+    """
+
+    removed: Mapping[str, int]
+    start: int
+    end: int
+    every: int
+
+    def due(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.every == 0
+
+    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        share = min(1.0, (step - self.start + self.every) / max(self.every, self.end - self.start))
+        return {group: _least(norms[group], round(share * count)) for group, count in self.removed.items()}
+
+
+@dataclass(frozen=True)
+class ToMacs:
+    """The paper's choice: rows of all layers in ascending order of norm, until the network's cost is reached.
+
+    Args:
+        network: prices the widths that would remain.
+        share: of the dense multiply-accumulates to reach; the paper takes 0.455 for ResNet-50, 0.471 for ResNet-56.
+        start: steps before the first choice; the paper waits 5 epochs.
+        every: steps between choices.
+        more: channels by which each choice may grow.
+        least: channels every group keeps.
+    """
+
+    network: Network
+    share: float
+    start: int
+    every: int = 200
+    more: int = 4
+    least: int = 1
+
+    def due(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.every == 0
+
+    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        target = self.share * self.network.macs(self.network.dense)
+        most = sum(int(mask.sum()) for mask in masked.values()) + self.more
+        widths = {group: len(values) for group, values in norms.items()}
+        chosen = {group: torch.zeros(len(values), dtype=torch.bool) for group, values in norms.items()}
+        order = sorted(
+            ((float(norm), group, channel) for group, values in norms.items() for channel, norm in enumerate(values))
+        )
+        count = 0
+        for _, group, channel in order:
+            if count >= most or self.network.macs(self.network.dense | widths) <= target:
+                break
+            if widths[group] > self.least:
+                widths[group] -= 1
+                chosen[group][channel] = True
+                count += 1
+        return chosen
+
+
+class Compactor(nn.Module):
+    """Mixes channels: a matrix (D, D) over axis 1, the identity at first."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return functional.linear(x, self.weight)
+        convolve = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[x.ndim]
+        mixed: Tensor = convolve(x, self.weight[(..., *[None] * (x.ndim - 2))])
+        return mixed
+
+
+class _Compacted(nn.Module):
+    """A layer, or the norm behind it, with a compactor."""
+
+    def __init__(self, inner: nn.Module, compactor: Compactor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.compactor = compactor
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.compactor(self.inner(x))
+        return mixed
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A compactor: the layer it follows, the norm between them, and the rows that are a group's."""
+
+    layer: str
+    norm: str | None
+    member: Member
+
+    @property
+    def path(self) -> str:
+        return self.norm or self.layer
+
+
+class ResRep(Executor):
+    """Compactors in the user's loop; :meth:`finish` merges them and cuts. No fine-tuning is needed afterwards.
+
+    Coupled layers choose together: a channel's norm is that over its rows in all compactors of the group, and the lasso
+    pulls them as one.
+
+    Args:
+        model: the dense, trained model; left as it is.
+        plan: made for this model; its widths are met exactly.
+        example: one tensor per input; random ones of the plan's shapes by default.
+        steps: optimizer steps of the whole run. Channels are first chosen after 5 % of it, all of them by 40 %, anew
+            every 1 %; a step count of the paper's length gives about its 200 steps between choices.
+        lasso: λ. 1e-4 in the paper, over 480 (ResNet-56) and 180 epochs (ResNet-50); a shorter run needs more for rows
+            to reach zero, see :meth:`Recipe.reach`.
+
+    Attributes:
+        masked: group → which channels forget.
+        residual: after :meth:`finish`, the largest norm of a removed channel relative to the mean of those kept; below
+            1e-5 the cut is exact.
+        difference: after :meth:`finish`, between what the compactors compute and what is returned, relative.
+
+    Raises:
+        InvalidPlan: the plan is for another model, or removes nothing.
+
+    Example:
+        >>> run = ResRep(model, plan, [images], steps=10 * len(loader))  # doctest: +SKIP
+        >>> optimizer = torch.optim.SGD(run.parameter_groups(lr=0.01), lr=0.01, momentum=0.9)  # doctest: +SKIP
+        >>> loss.backward(); run.before_step(step); optimizer.step()  # doctest: +SKIP
+        >>> small = run.finish()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        example: Sequence[Tensor] | None = None,
+        *,
+        steps: int,
+        lasso: float = 1e-4,
+    ) -> None:
+        if steps < 1:
+            raise BadInput(f"steps must be those of the whole run, at least 1; got {steps}")
+        example = tuple(example) if example is not None else examples_of(plan)
+        network = traced_for(plan, model, example)
+        removed = {group: plan.dense[group] - width for group, width in narrowed_groups(plan).items()}
+        start, end, every = steps // 20, 2 * steps // 5, max(1, steps // 100)
+        self._begin(model, network, example, ToWidths(removed, start, end, every), list(removed), lasso)
+
+    @classmethod
+    def to_macs(
+        cls, model: nn.Module, network: Network, example: Sequence[Tensor], selection: ToMacs, *, lasso: float = 1e-4
+    ) -> ResRep:
+        """The paper's setting: no plan, all free groups, a share of the multiply-accumulates."""
+        run = cls.__new__(cls)
+        run._begin(model, network, tuple(example), selection, list(network.dense), lasso)
+        return run
+
+    def _begin(
+        self,
+        model: nn.Module,
+        network: Network,
+        example: tuple[Tensor, ...],
+        selection: Selection,
+        groups: Sequence[str],
+        lasso: float,
+    ) -> None:
+        if not 0 <= lasso < float("inf"):
+            raise BadInput(f"lasso must be 0 or above, got {lasso}")
+        norms = norm_after(model, network)
+        self._network, self._example, self.lasso = network, example, lasso
+        self._selection = selection
+        self._sites = {
+            group: [_Site(member.path, norms.get(member.path), member) for member in producers_of(network, group)]
+            for group in groups
+        }
+        self._dense = model
+        self.model = own_copy(model)
+        for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
+            _insert(self.model, site)
+        self.masked = {group: torch.zeros(network.dense[group], dtype=torch.bool) for group in groups}
+        self.residual = self.difference = float("nan")
+
+    def before_step(self, step: int) -> None:
+        """Chooses anew which channels forget when that is due; then gradient resetting and lasso."""
+        if self._selection.due(step):
+            self.masked = self._selection.masked(self.norms(), self.masked, step)
+        for group, sites in self._sites.items():
+            norms = self.norms_of(group)
+            for site in sites:
+                weight = self._compactor(site).weight
+                if weight.grad is None:
+                    continue
+                rows, channels = site.member.positions.to(weight.device), site.member.channels
+                remembers = (~self.masked[group][channels]).to(weight)
+                pull = weight.detach()[rows] / norms[channels].clamp_min(_LEAST_NORM).to(weight)[:, None]
+                weight.grad[rows] = remembers[:, None] * weight.grad[rows] + self.lasso * pull
+
+    def norms(self) -> dict[str, Tensor]:
+        """Group → the norm of each channel over its rows in all compactors of the group."""
+        return {group: self.norms_of(group) for group in self._sites}
+
+    def norms_of(self, group: str) -> Tensor:
+        """The norms of one group's channels, on the CPU."""
+        squares = torch.zeros(self._network.dense[group])
+        for site in self._sites[group]:
+            rows = self._compactor(site).weight.detach()[site.member.positions]
+            squares.index_add_(0, site.member.channels, rows.square().sum(1).float().cpu())
+        return squares.sqrt()
+
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Compactors with momentum 0.99 and no weight decay; norms and biases without weight decay.
+
+        Args:
+            lr: doubled for biases, as the paper's code does; without it they take the optimizer's.
+        """
+        compactors = [m.weight for m in self.model.modules() if isinstance(m, Compactor)]
+        biases = [p for name, p in self.model.named_parameters() if name.endswith("bias")] if lr is not None else []
+        groups: list[dict[str, Any]] = [{"params": compactors, "momentum": MOMENTUM, "weight_decay": 0.0}]
+        if lr is not None and biases:
+            groups.append({"params": biases, "weight_decay": 0.0, "lr": 2 * lr})
+        return groups + by_decay(self.model, without=[*compactors, *biases])
+
+    def finish(self) -> nn.Module:
+        """The narrow model with compactors and norms merged into its layers; its norms stay, so that the architecture
+        is the plan's and it can be trained on. ``model`` stays as it is."""
+        norms = self.norms()
+        chosen = self._last_choice(norms)
+        kept = {group: torch.nonzero(~mask).flatten().tolist() for group, mask in chosen.items()}
+        left = [
+            float(norms[group][mask].max() / norms[group][~mask].mean()) for group, mask in chosen.items() if mask.any()
+        ]
+        self.residual = max(left, default=0.0)
+        merged = self.merged(kept)
+        small = narrow(merged, self._network, kept)
+        device = next(merged.parameters()).device
+        example = [tensor.to(device) for tensor in self._example]
+        self.folded: Folded = fold_constants(merged, small, self._network, kept, example)
+        self.difference = difference_of(self.model, small, example)
+        return small
+
+    def merged(self, kept: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
+        """The dense architecture with compactors and norms merged into its layers; removed channels are at zero."""
+        merged = own_copy(self._dense)
+        trained = {name.replace(".inner.", "."): tensor for name, tensor in self.model.state_dict().items()}
+        device = next(self.model.parameters()).device
+        merged.to(device)
+        merged.load_state_dict({name: tensor for name, tensor in trained.items() if ".compactor." not in name})
+        rows: dict[str, Tensor] = {}
+        for group, sites in self._sites.items():
+            for site in sites:
+                matrix = rows.setdefault(site.path, self._compactor(site).weight.detach().clone())
+                if kept is not None:
+                    gone = ~torch.isin(site.member.channels, torch.tensor(list(kept[group])))
+                    matrix[site.member.positions[gone]] = 0.0
+        for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
+            _merge(merged, site, rows[site.path])
+        return merged
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "masked": dict(self.masked)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.masked = dict(state["masked"])
+
+    def _last_choice(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(self._selection, ToWidths):
+            return {group: _least(norms[group], count) for group, count in self._selection.removed.items()}
+        return dict(self.masked)
+
+    def _compactor(self, site: _Site) -> Compactor:
+        compacted = self.model.get_submodule(site.path)
+        assert isinstance(compacted, _Compacted)
+        return compacted.compactor
+
+
+def _least(norms: Tensor, count: int) -> Tensor:
+    """Marks so many of the least; among equals the last, as the plan keeps the first."""
+    marked = torch.zeros(len(norms), dtype=torch.bool)
+    marked[torch.argsort(-norms, stable=True)[len(norms) - count :]] = True
+    return marked
+
+
+def _insert(model: nn.Module, site: _Site) -> None:
+    parent, _, name = site.path.rpartition(".")
+    inner = model.get_submodule(site.path)
+    weight = inner.weight
+    assert isinstance(weight, Tensor)
+    size = len(model.get_submodule(site.layer).weight)  # type: ignore[arg-type]
+    compacted = _Compacted(inner, Compactor(size).to(weight.device)).train(inner.training)
+    setattr(model.get_submodule(parent), name, compacted)
+
+
+def _merge(model: nn.Module, site: _Site, matrix: Tensor) -> None:
+    """Multiplies a compactor into its layer. The norm between them gets the statistics that the layer then has, as if
+    its channels were uncorrelated: in eval mode what it computes is exact, in train mode near."""
+    layer = model.get_submodule(site.layer)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    with torch.no_grad():
+        if site.norm is None:
+            weight.copy_(torch.tensordot(matrix, weight, 1))
+            if isinstance(bias, Tensor):
+                bias.copy_(matrix @ bias)
+            return
+        norm = model.get_submodule(site.norm)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        assert norm.running_mean is not None and norm.running_var is not None
+        gamma = norm.weight if norm.affine else torch.ones_like(norm.running_var)
+        beta = norm.bias if norm.affine else torch.zeros_like(norm.running_var)
+        scale = gamma / (norm.running_var + norm.eps).sqrt()
+        spread = matrix.square() @ (scale.square() * norm.running_var)
+        weight.copy_(torch.tensordot(matrix * scale, weight, 1))
+        mean, offset = matrix @ (scale * norm.running_mean), matrix @ beta
+        if isinstance(bias, Tensor):
+            bias.copy_(matrix @ (scale * bias))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(spread if norm.affine else torch.full_like(spread, 1.0 - norm.eps))
+        if norm.affine:
+            norm.weight.copy_((spread + norm.eps).sqrt())
+            norm.bias.copy_(offset)
