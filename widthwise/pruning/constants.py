@@ -1,19 +1,23 @@
 """Removed channels that were not zero: what they would still have added is folded into the layers that read them.
 
-A channel whose scale is zero still emits a constant: ``act(beta)`` behind its norm. Cutting it away shifts what the next
-layer computes. The shift is exact where the constant reaches every position alike (1×1 convolutions, linear layers, any
-convolution without padding); beside a padded border it isn't, and there ``recalibrate`` is the better remedy.
+A channel whose scale is zero still emits a constant: ``act(beta)`` behind its norm. Cutting it away shifts what the
+next layer computes. The shift is exact where the constant reaches every position alike (1×1 convolutions, linear
+layers, any convolution without padding); beside a padded border it isn't, and there ``recalibrate`` is the better
+remedy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from widthwise.network.groups import Labels
 from widthwise.network.narrowing import Kept
 from widthwise.network.network import Network
 from widthwise.pruning.evaluation import in_eval_mode
@@ -88,7 +92,7 @@ def _removed_inputs(network: Network, kept: Kept) -> dict[str, Tensor]:
     return removed
 
 
-def _gone(network: Network, labels: np.ndarray, kept: Kept) -> np.ndarray:  # type: ignore[type-arg]
+def _gone(network: Network, labels: Labels, kept: Kept) -> npt.NDArray[np.int64]:
     gone = np.zeros(len(labels), dtype=bool)
     for owner in network.coupling.owners(labels):
         group = network.groups[owner]
@@ -103,7 +107,7 @@ def _inputs_of(model: nn.Module, paths: Sequence[str], example: Sequence[Tensor]
     seen: dict[str, Tensor] = {}
     twice: set[str] = set()
 
-    def keep(path: str) -> object:
+    def keep(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if path in seen:
                 twice.add(path)
@@ -111,7 +115,7 @@ def _inputs_of(model: nn.Module, paths: Sequence[str], example: Sequence[Tensor]
 
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]  # type: ignore[arg-type]
+    hooks = [model.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
     try:
         with in_eval_mode(model), torch.no_grad():
             model(*example)

@@ -1,9 +1,9 @@
 """ResRep: a compactor behind each layer to narrow learns which of its channels can vanish; then it is merged away.
 
-Source: Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021 (2007.03260). A
-compactor is a 1×1 convolution, at first the identity. The weights train as ever and remember; rows of compactors chosen
-to go lose the objective's gradient and forget, pulled to zero by a group lasso that acts on all rows. A row at zero is a
-channel that can be cut without a trace.
+Source: Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021 (2007.03260).
+A compactor is a 1×1 convolution, at first the identity. The weights train as ever and remember; rows of compactors
+chosen to go lose the objective's gradient and forget, pulled to zero by a group lasso that acts on all rows. A row at
+zero is a channel that can be cut without a trace.
 
 Two choices of rows: the plan's widths, raised to step by step (:class:`ToWidths`), or the paper's own greedy over all
 layers until a share of the multiply-accumulates is reached (:class:`ToMacs`).
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,6 +34,8 @@ MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
 
 _LEAST_NORM = 1e-12
+_NEAR_ZERO = 0.1
+"""Share of the mean norm of channels that stay, below which a forgetting row that grows has passed zero."""
 
 
 class Selection(Protocol):
@@ -176,6 +177,7 @@ class ResRep(Executor):
 
     Attributes:
         masked: group → which channels forget.
+        at_rest: group → which of them have reached zero and stay there.
         residual: after :meth:`finish`, the largest norm of a removed channel relative to the mean of those kept; below
             1e-5 the cut is exact.
         difference: after :meth:`finish`, between what the compactors compute and what is returned, relative.
@@ -239,14 +241,17 @@ class ResRep(Executor):
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
             _insert(self.model, site)
         self.masked = {group: torch.zeros(network.dense[group], dtype=torch.bool) for group in groups}
+        self.at_rest = {group: mask.clone() for group, mask in self.masked.items()}
+        self._norms_before = {group: torch.full((network.dense[group],), torch.inf) for group in groups}
         self.residual = self.difference = float("nan")
+        self.folded = Folded()
 
     def before_step(self, step: int) -> None:
         """Chooses anew which channels forget when that is due; then gradient resetting and lasso."""
         if self._selection.due(step):
             self.masked = self._selection.masked(self.norms(), self.masked, step)
         for group, sites in self._sites.items():
-            norms = self.norms_of(group)
+            norms = self._settled(group)
             for site in sites:
                 weight = self._compactor(site).weight
                 if weight.grad is None:
@@ -255,6 +260,24 @@ class ResRep(Executor):
                 remembers = (~self.masked[group][channels]).to(weight)
                 pull = weight.detach()[rows] / norms[channels].clamp_min(_LEAST_NORM).to(weight)[:, None]
                 weight.grad[rows] = remembers[:, None] * weight.grad[rows] + self.lasso * pull
+
+    def _settled(self, group: str) -> Tensor:
+        """The norms of a group's channels, those at rest at zero.
+
+        The lasso pulls with the same force however near zero a row is, and momentum carries it past. Left alone it
+        would swing about zero for the rest of a short run; so a row that forgets is put to rest when it has passed.
+        """
+        norms, masked = self.norms_of(group), self.masked[group]
+        near = norms < _NEAR_ZERO * norms[~masked].mean()
+        rest = masked & (self.at_rest[group] | (near & (norms > self._norms_before[group])))
+        self.at_rest[group] = rest
+        self._norms_before[group] = norms
+        if rest.any():
+            with torch.no_grad():
+                for site in self._sites[group]:
+                    weight = self._compactor(site).weight
+                    weight[site.member.positions[rest[site.member.channels]].to(weight.device)] = 0.0
+        return torch.where(rest, 0.0, norms)
 
     def norms(self) -> dict[str, Tensor]:
         """Group → the norm of each channel over its rows in all compactors of the group."""
@@ -284,7 +307,7 @@ class ResRep(Executor):
     def finish(self) -> nn.Module:
         """The narrow model with compactors and norms merged into its layers; its norms stay, so that the architecture
         is the plan's and it can be trained on. ``model`` stays as it is."""
-        norms = self.norms()
+        norms = {group: torch.where(self.at_rest[group], 0.0, values) for group, values in self.norms().items()}
         chosen = self._last_choice(norms)
         kept = {group: torch.nonzero(~mask).flatten().tolist() for group, mask in chosen.items()}
         left = [
@@ -295,7 +318,7 @@ class ResRep(Executor):
         small = narrow(merged, self._network, kept)
         device = next(merged.parameters()).device
         example = [tensor.to(device) for tensor in self._example]
-        self.folded: Folded = fold_constants(merged, small, self._network, kept, example)
+        self.folded = fold_constants(merged, small, self._network, kept, example)
         self.difference = difference_of(self.model, small, example)
         return small
 
@@ -318,11 +341,18 @@ class ResRep(Executor):
         return merged
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "masked": dict(self.masked)}
+        return {
+            "model": self.model.state_dict(),
+            "masked": dict(self.masked),
+            "at_rest": dict(self.at_rest),
+            "norms_before": dict(self._norms_before),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.masked = dict(state["masked"])
+        self.at_rest = dict(state["at_rest"])
+        self._norms_before = dict(state["norms_before"])
 
     def _last_choice(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(self._selection, ToWidths):

@@ -78,7 +78,7 @@ class NetworkSlimming(Executor):
                     at = member.positions.to(scale.device)
                     scale.grad[at] += self.sparsity * torch.sign(scale.detach()[at])
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """Weight decay on the scales too, as in the paper; none on biases."""
         scales = [
             parameter
