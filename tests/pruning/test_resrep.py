@@ -180,7 +180,7 @@ def step_on(run: ResRep, optimizer: torch.optim.Optimizer, steps: range) -> None
 
 def test_sparsity_appears_and_the_rest_stays() -> None:
     model = make("residual").train()
-    run = ResRep(model, plan_for(model, {"inner1": 9}), [EXAMPLE], steps=300, lasso=0.02)
+    run = ResRep(model, plan_for(model, {"inner1": 9}), [EXAMPLE], steps=300, forget=0.02)
     optimizer = torch.optim.SGD(run.parameter_groups(lr=0.05), lr=0.05, momentum=0.9)
     for step in range(300):
         for group in optimizer.param_groups:

@@ -172,8 +172,10 @@ class ResRep(Executor):
         example: one tensor per input; random ones of the plan's shapes by default.
         steps: optimizer steps of the whole run. Channels are first chosen after 5 % of it, all of them by 40 %, anew
             every 1 %; a step count of the paper's length gives about its 200 steps between choices.
-        lasso: λ. 1e-4 in the paper, over 480 (ResNet-56) and 180 epochs (ResNet-50); a shorter run needs more for rows
-            to reach zero, see :meth:`Recipe.reach`.
+        lasso: λ, the pull on all rows; 1e-4 as in the paper, over 480 (ResNet-56) and 180 epochs (ResNet-50).
+        forget: the pull on rows that forget, by default λ too, as in the paper. A shorter run needs more for them to
+            reach zero, see :meth:`Recipe.reach`. Raising λ itself instead shrinks all rows alike: the next norm undoes
+            their common scale, so the objective doesn't hold against it.
 
     Attributes:
         masked: group → which channels forget.
@@ -200,6 +202,7 @@ class ResRep(Executor):
         *,
         steps: int,
         lasso: float = 1e-4,
+        forget: float | None = None,
     ) -> None:
         if steps < 1:
             raise BadInput(f"steps must be those of the whole run, at least 1; got {steps}")
@@ -207,7 +210,7 @@ class ResRep(Executor):
         network = traced_for(plan, model, example)
         removed = {group: plan.dense[group] - width for group, width in narrowed_groups(plan).items()}
         start, end, every = steps // 20, 2 * steps // 5, max(1, steps // 100)
-        self._begin(model, network, example, ToWidths(removed, start, end, every), list(removed), lasso)
+        self._begin(model, network, example, ToWidths(removed, start, end, every), list(removed), lasso, forget)
 
     @classmethod
     def to_macs(
@@ -215,7 +218,7 @@ class ResRep(Executor):
     ) -> ResRep:
         """The paper's setting: no plan, all free groups, a share of the multiply-accumulates."""
         run = cls.__new__(cls)
-        run._begin(model, network, tuple(example), selection, list(network.dense), lasso)
+        run._begin(model, network, tuple(example), selection, list(network.dense), lasso, None)
         return run
 
     def _begin(
@@ -226,11 +229,14 @@ class ResRep(Executor):
         selection: Selection,
         groups: Sequence[str],
         lasso: float,
+        forget: float | None,
     ) -> None:
-        if not 0 <= lasso < float("inf"):
-            raise BadInput(f"lasso must be 0 or above, got {lasso}")
+        self.lasso, self.forget = lasso, lasso if forget is None else forget
+        for name, value in (("lasso", self.lasso), ("forget", self.forget)):
+            if not 0 <= value < float("inf"):
+                raise BadInput(f"{name} must be 0 or above, got {value}")
         norms = norm_after(model, network)
-        self._network, self._example, self.lasso = network, example, lasso
+        self._network, self._example = network, example
         self._selection = selection
         self._sites = {
             group: [_Site(member.path, norms.get(member.path), member) for member in producers_of(network, group)]
@@ -257,9 +263,9 @@ class ResRep(Executor):
                 if weight.grad is None:
                     continue
                 rows, channels = site.member.positions.to(weight.device), site.member.channels
-                remembers = (~self.masked[group][channels]).to(weight)
+                forgets = self.masked[group][channels].to(weight.device)[:, None]
                 pull = weight.detach()[rows] / norms[channels].clamp_min(_LEAST_NORM).to(weight)[:, None]
-                weight.grad[rows] = remembers[:, None] * weight.grad[rows] + self.lasso * pull
+                weight.grad[rows] = torch.where(forgets, self.forget * pull, weight.grad[rows] + self.lasso * pull)
 
     def _settled(self, group: str) -> Tensor:
         """The norms of a group's channels, those at rest at zero.

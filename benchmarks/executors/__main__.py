@@ -1,0 +1,114 @@
+"""What is each executor worth at equal measured latency? ``python -m benchmarks.executors base|setup|run|table``
+
+``base NETWORK --data PATH``: the dense network, fine-tuned (from published weights) or trained.
+``setup NETWORK``: a table, plans, and for each plan the uniform width measured as fast; on the quiet target.
+``run NETWORK --data PATH --seeds 2 --epochs 10 --jobs 1``: all training runs without a record, several at a time.
+``table``: the records as Markdown.
+
+Records are kept under ``benchmarks/results/executors``; a run that breaks off is gone on with by starting it again.
+JPEG CIFAR-10 is named by its folder (train/<class>/*.jpg, test/<class>/*.jpg), Fashion-MNIST by none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.executors import jobs as work
+from benchmarks.executors.setup import TASKS, prepare, published, write
+
+
+def worker(queue: Any, data: str, epochs: int, until: float) -> None:
+    """Takes jobs until there are none or the time is up."""
+    import torch
+
+    torch.set_num_threads(1)
+    while time.time() < until:
+        job = queue.get()
+        if job is None:
+            return
+        try:
+            work.run(job, work.data_for(TASKS[job.network], data), epochs)
+            print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
+        except Exception as error:  # one job that fails must not take the others with it
+            print(f"{job.name} failed: {type(error).__name__}: {error}", flush=True)
+
+
+def run_all(names: list[str], data: str, seeds: int, epochs: int, processes: int, limit_s: float) -> None:
+    """All jobs without a record."""
+    todo = [job for name in names for job in work.jobs(name, seeds) if not job.done]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for job in [*todo, *[None] * processes]:
+        queue.put(job)
+    until = time.time() + limit_s
+    workers = [context.Process(target=worker, args=(queue, data, epochs, until)) for _ in range(processes)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+
+
+def table() -> None:
+    """Prints accuracy by network, method and latency."""
+    for name, task in TASKS.items():
+        rows = work.records(name)
+        if not rows:
+            continue
+        cells: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            cells[row["method"], row["percent"]].append(row)
+        setup = task.setup()
+        longer = cells.pop(("longer", 100), [])
+        print(
+            f"\n{name}: base {rows[0]['base_accuracy']:.2%}, trained {rows[0]['epochs']} epochs longer {_shown(longer)}"
+        )
+        percents = sorted({percent for _, percent in cells}, reverse=True)
+        heads = [f"{percent} % ({setup[str(percent)]['measured_share']:.1%} measured)" for percent in percents]
+        print(f"| method | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}")
+        for method in work.METHODS[1:]:
+            print(f"| {method} | {' | '.join(_shown(cells[method, percent]) for percent in percents)} |")
+
+
+def _shown(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "–"
+    found = np.array([row["accuracy"] for row in rows]) * 100
+    spread = f" ± {found.std(ddof=1):.2f}" if len(found) > 1 else ""
+    return f"{found.mean():.2f}{spread} ({len(found)})"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("base", "setup", "run", "table"))
+    parser.add_argument("networks", nargs="*", default=list(TASKS))
+    parser.add_argument("--data", default="", help="folder of the images, and of published weights")
+    parser.add_argument("--weights", type=Path, help="folder of published weights")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
+    parser.add_argument("--time", type=float, default=120.0, help="seconds of profiling (setup)")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no run is begun")
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        table()
+    elif arguments.what == "run":
+        run_all(arguments.networks, arguments.data, arguments.seeds, arguments.epochs, arguments.jobs, arguments.limit)
+    for name in arguments.networks if arguments.what in ("base", "setup") else ():
+        task = TASKS[name]
+        if arguments.what == "setup":
+            write(f"setup-{name}", prepare(task, arguments.time))
+        elif not task.base.is_file():
+            start = published(task, arguments.weights or Path())
+            write(f"base-{name}", work.train_base(task, start, work.data_for(task, arguments.data), arguments.epochs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The training runs: each is a job with a record of its own, so that what is finished is never done again."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.executors.peers import PEERS, prune_with
+from benchmarks.executors.setup import HERE, TASKS, Task, write
+from widthwise.network.loading import load_weights
+from widthwise.network.network import Network
+from widthwise.planner.plan import Plan
+from widthwise.pruning.data import Data, load_data
+from widthwise.pruning.filters import FilterPruning
+from widthwise.pruning.metapruning import SearchSettings
+from widthwise.pruning.methods import Effort, execute
+from widthwise.pruning.recipe import Recipe
+from widthwise.pruning.training import evaluate, train
+
+OURS = ("l1", "slimming", "resrep", "metapruning")
+DISTILLED = tuple(f"{method}+distillation" for method in ("l1", "resrep"))
+METHODS = ("longer", "uniform", *PEERS, *OURS, *DISTILLED)
+"""``longer`` is the dense base trained for as many epochs more; ``uniform`` keeps the same share of every group."""
+
+SEARCH = SearchSettings(population=20, iterations=6, parents=6, mutations=8, crossovers=8, recalibration_batches=10)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    network: str
+    method: str
+    percent: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.method}-{self.percent}-{self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return (HERE / f"{self.name}.json").is_file()
+
+
+def jobs(network: str, seeds: int) -> list[Job]:
+    """All jobs of a network, the middle latency and the first seed first."""
+    task = TASKS[network]
+    percents = sorted((int(percent) for percent in task.setup()), key=lambda percent: abs(percent - 50))
+    found = [Job(network, "longer", 100, seed) for seed in range(seeds)]
+    found += [
+        Job(network, method, percent, seed)
+        for seed, percent, method in itertools.product(range(seeds), percents, METHODS[1:])
+    ]
+    return sorted(found, key=lambda job: job.seed)
+
+
+def recipe_for(seed: int) -> Recipe:
+    """The same for every method."""
+    return Recipe(lr=0.05, weight_decay=5e-4, seed=seed)
+
+
+@functools.cache
+def data_for(task: Task, folder: str) -> Data:
+    """Read once a process."""
+    name = task.data if task.data.startswith("fashion") else f"{task.data}:{folder}"
+    return load_data(name if not folder or not task.data.startswith("fashion") else f"{name}:{folder}", batch_size=128)
+
+
+def train_base(task: Task, start: nn.Module, data: Data, epochs: int) -> dict[str, Any]:
+    """The dense network that every job starts from."""
+    from safetensors.torch import save_file
+
+    began = time.perf_counter()
+    history = train(start, data, epochs=epochs, recipe=Recipe(lr=0.05, weight_decay=5e-4))
+    task.base.parent.mkdir(parents=True, exist_ok=True)
+    save_file(start.state_dict(), task.base)
+    assert history.last.test is not None
+    return {"accuracy": history.last.test.accuracy, "epochs": epochs, "seconds": time.perf_counter() - began}
+
+
+def run(job: Job, data: Data, epochs: int) -> None:
+    """Trains and keeps the record."""
+    task = TASKS[job.network]
+    model = task.build()
+    load_weights(model, task.base)
+    began = time.perf_counter()
+    figures = _trained(job, task, model.eval(), data, epochs)
+    small = figures.pop("model")
+    result = evaluate(small, data.test)
+    network = Network.trace(small.cpu().eval(), task.example)
+    record = {
+        **asdict(job),
+        "epochs": epochs,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "base_accuracy": evaluate(model, data.test).accuracy,
+        "widths": network.dense,
+        "parameters": network.parameters(network.dense),
+        "macs": network.macs(network.dense),
+        "seconds": time.perf_counter() - began,
+        "trained_on": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **figures,
+    }
+    write(job.name, record)
+
+
+def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) -> dict[str, Any]:
+    effort = Effort(epochs, recipe_for(job.seed), search=SEARCH)
+    if job.method == "longer":
+        train(model, data, epochs=epochs, recipe=effort.recipe)
+        return {"model": model}
+    entry = task.setup()[str(job.percent)]
+    if job.method in PEERS:
+        return {"model": prune_with(job.method, model, entry["uniform_keeps"], data, effort, task.example)}
+    plan = Plan.model_validate_json(json.dumps(entry["plan"]))
+    if job.method == "uniform":
+        plan = with_widths(plan, entry["uniform"])
+        small = FilterPruning(model, plan, [task.example], criterion="l1").finish()
+        before = evaluate(small, data.test).accuracy
+        train(small, data, epochs=epochs, recipe=effort.recipe)
+        return {"model": small, "before": before}
+    method, _, distilled = job.method.partition("+")
+    if distilled:
+        teacher = task.build()
+        load_weights(teacher, task.base)
+        effort = Effort(epochs, effort.recipe, search=SEARCH, teacher=teacher.eval())
+    curve: list[float] = []
+    predictor = predictor_for(task, model) if method == "metapruning" else None
+    applied = execute(
+        method, model, plan, data, effort, predictor=predictor,
+        on_epoch=lambda _, report: curve.append(report.test.accuracy if report.test else float("nan")),
+    )  # fmt: skip
+    return {"model": applied.model, "curve": curve, "notes": list(applied.notes)}
+
+
+def with_widths(plan: Plan, widths: dict[str, int]) -> Plan:
+    """The plan at other widths, to be ranked anew by whoever uses it."""
+    kept = {group: list(range(width)) for group, width in widths.items()}
+    return plan.model_copy(update={"widths": widths, "kept": kept, "weights": "other"})
+
+
+def predictor_for(task: Task, model: nn.Module) -> Any:
+    """Fitted from the network's table."""
+    from widthwise.luts.store import Lut
+    from widthwise.planner.predictor import LatencyPredictor
+
+    with Lut.open(task.table, readonly=True) as lut:
+        return LatencyPredictor.fit(lut, Network.trace(model, task.example, name=task.network))
+
+
+def records(network: str) -> list[dict[str, Any]]:
+    """All kept records of a network."""
+    found = []
+    for path in sorted(HERE.glob(f"{network}-*.json")):
+        found.append(json.loads(Path(path).read_text())["results"])
+    return found

@@ -1,0 +1,226 @@
+"""The four methods by name, each from a plan and data to a narrow, trained model.
+
+What a method does with so many epochs is a convention and lives here: L1 prunes at once and retrains; Network Slimming
+trains with sparsity for half of them and fine-tunes the rest; ResRep trains with compactors throughout; MetaPruning
+trains its PruningNet for half of them, searches, and fine-tunes what it found. In a loop of your own use the executors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from widthwise.luts.errors import BadInput
+from widthwise.planner.plan import Plan
+from widthwise.planner.predictor import LatencyPredictor
+from widthwise.pruning.data import Data
+from widthwise.pruning.evaluation import accelerated, recalibrate
+from widthwise.pruning.executor import Executor
+from widthwise.pruning.filters import FilterPruning
+from widthwise.pruning.metapruning import MetaPruning, SearchSettings, held_out
+from widthwise.pruning.recipe import InvalidRecipe, Recipe
+from widthwise.pruning.resrep import MOMENTUM, ResRep
+from widthwise.pruning.slimming import NetworkSlimming
+from widthwise.pruning.training import EpochReport, History, train
+
+__all__ = ["METHODS", "Applied", "Effort", "execute", "steps_per_epoch"]
+
+METHODS = ("l1", "slimming", "resrep", "metapruning")
+
+_SLIMMING_REACH = 0.3
+"""How far the sub-gradient alone could move a scale over the sparse epochs; the paper's runs reach about 1."""
+
+_RESREP_REACH = 2.0
+"""How far the pull on rows that forget could move them after the last were chosen; rows begin with norm 1."""
+
+_LEAST_STRENGTH = 1e-4
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how to train.
+
+    Args:
+        epochs: passes over the training data, all phases of a method together.
+        recipe: see :class:`Recipe`; each phase has its own schedule over its epochs.
+        rounds: of L1 filter pruning, see :class:`FilterPruning`.
+        search: of MetaPruning.
+        teacher: a model to distil from in every phase.
+        checkpoints: folder where a run that breaks off is continued from.
+    """
+
+    epochs: int
+    recipe: Recipe = field(default_factory=Recipe)
+    rounds: int = 1
+    search: SearchSettings = field(default_factory=SearchSettings)
+    teacher: nn.Module | None = None
+    checkpoints: Path | None = None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a method made.
+
+    Args:
+        model: of exactly the widths of ``plan``.
+        plan: the one that was given, or the one MetaPruning found.
+        histories: of each phase of training.
+        notes: what the user should know.
+    """
+
+    model: nn.Module
+    plan: Plan
+    histories: tuple[History, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Progress = Callable[[str, EpochReport], None]
+"""Called after every epoch with the phase's name."""
+
+
+def execute(
+    method: str,
+    model: nn.Module,
+    plan: Plan,
+    data: Data,
+    effort: Effort,
+    *,
+    predictor: LatencyPredictor | None = None,
+    on_epoch: Progress | None = None,
+) -> Applied:
+    """The narrow model of a plan, trained.
+
+    Args:
+        method: one of :data:`METHODS`.
+        model: the dense, trained model; left as it is.
+        predictor: of the plan's table; MetaPruning needs it.
+
+    Raises:
+        BadInput: no such method, too few epochs for its phases, or no predictor for MetaPruning.
+
+    Example:
+        >>> applied = execute("resrep", model, plan, data, Effort(epochs=10))  # doctest: +SKIP
+    """
+    if method not in METHODS:
+        raise BadInput(f"no method {method!r}; there are {', '.join(METHODS)}")
+    least = {"slimming": 2, "metapruning": 2}.get(method, 1)
+    if effort.epochs < least:
+        raise InvalidRecipe(f"{method} needs at least {least} epochs, one for each of its phases; got {effort.epochs}")
+    run = _Run(model, plan, data, effort, on_epoch)
+    if method == "metapruning":
+        if predictor is None:
+            raise BadInput("metapruning searches by predicted latency; give the plan's table with --lut")
+        return run.metapruning(predictor)
+    return {"l1": run.filters, "slimming": run.slimming, "resrep": run.resrep}[method]()
+
+
+def steps_per_epoch(data: Data, recipe: Recipe) -> int:
+    """Optimizer steps of an epoch, the batches of all processes taken together."""
+    with accelerated() as accelerator:
+        batches = math.ceil(len(data.train) / accelerator.num_processes)
+    return math.ceil(batches / recipe.gradient_accumulation)
+
+
+@dataclass
+class _Run:
+    model: nn.Module
+    plan: Plan
+    data: Data
+    effort: Effort
+    on_epoch: Progress | None
+
+    def filters(self) -> Applied:
+        run = FilterPruning(
+            self.model, self.plan, rounds=self.effort.rounds, steps=self.effort.epochs * self._steps, **self._example
+        )
+        notes = ["channels were ranked anew by this model's weights"] if run.rescored else []
+        history = self._train("retraining", run.model, self.effort.epochs, run)
+        return Applied(run.finish(), self.plan, (history,), tuple(notes))
+
+    def slimming(self) -> Applied:
+        sparse = self.effort.epochs // 2
+        reach = self.effort.recipe.reach(self._steps, sparse)
+        run = NetworkSlimming(
+            self.model, self.plan, sparsity=max(_LEAST_STRENGTH, _SLIMMING_REACH / reach), **self._example
+        )
+        first = self._train("sparse training", run.model, sparse, run)
+        small = run.finish()
+        recalibrate(small, self.data.train)
+        second = self._train("fine-tuning", small, self.effort.epochs - sparse)
+        notes = [f"constants of removed channels were left to recalibration behind {len(run.folded.left)} layers"]
+        return Applied(small, self.plan, (first, second), tuple(notes if run.folded.left else []))
+
+    def resrep(self) -> Applied:
+        reach = self.effort.recipe.reach(self._steps, self.effort.epochs, momentum=MOMENTUM, start=0.4)
+        run = ResRep(
+            self.model,
+            self.plan,
+            steps=self.effort.epochs * self._steps,
+            forget=max(_LEAST_STRENGTH, _RESREP_REACH / reach),
+            **self._example,
+        )
+        history = self._train("compactors", run.model, self.effort.epochs, run)
+        small = run.finish()
+        notes = []
+        if run.residual > 1e-2:
+            notes.append(
+                f"removed channels still held {run.residual:.0%} of the others' norm, outputs moved by "
+                f"{run.difference:.1%}: train longer"
+            )
+        return Applied(small, self.plan, (history,), tuple(notes))
+
+    def metapruning(self, predictor: LatencyPredictor) -> Applied:
+        first, rest = self.effort.epochs // 2, self.effort.epochs - self.effort.epochs // 2
+        run = MetaPruning(self.model, self.plan, predictor=predictor, seed=self.effort.recipe.seed, **self._example)
+        train_loader, validation = held_out(self.data.train, seed=self.effort.recipe.seed)
+        history = self._train("PruningNet", run.model, first, run, replace(self.data, train=train_loader))
+        found = run.search(
+            train_loader, validation, settings=self.effort.search, snapshot=self._checkpoint("search", ".json")
+        )
+        small = run.finish()
+        recalibrate(small, self.data.train)
+        second = self._train("fine-tuning", small, rest)
+        note = f"of {found.evaluations} networks searched the best scored {found.accuracy:.2%}, the exact plan "
+        return Applied(small, run.plan, (history, second), (f"{note}{found.plan_accuracy:.2%}, both untrained",))
+
+    @property
+    def _example(self) -> dict[str, Sequence[torch.Tensor]]:
+        """One batch of the plan's shape from real data, where it fits; else random inputs."""
+        (shape, *more) = self.plan.inputs
+        if more or tuple(shape[1:]) != self.data.sample_shape:
+            return {}
+        images = next(iter(self.data.test))[0]
+        repeats = math.ceil(shape[0] / len(images))
+        return {"example": [images.repeat(repeats, 1, 1, 1)[: shape[0]]]}
+
+    @property
+    def _steps(self) -> int:
+        return steps_per_epoch(self.data, self.effort.recipe)
+
+    def _checkpoint(self, phase: str, suffix: str = ".pt") -> Path | None:
+        folder = self.effort.checkpoints
+        return None if folder is None else folder / f"{phase.replace(' ', '-')}{suffix}"
+
+    def _train(
+        self, phase: str, model: nn.Module, epochs: int, executor: Executor | None = None, data: Data | None = None
+    ) -> History:
+        options: dict[str, Any] = {}
+        if self.on_epoch is not None:
+            tell = self.on_epoch
+            options["on_epoch"] = lambda report: tell(phase, report)
+        return train(
+            model,
+            data or self.data,
+            epochs=epochs,
+            recipe=self.effort.recipe,
+            executor=executor,
+            teacher=self.effort.teacher,
+            checkpoint=self._checkpoint(phase),
+            **options,
+        )
