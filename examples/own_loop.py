@@ -1,10 +1,11 @@
-"""A plan inside your own training loop: ``python -m examples.own_loop`` (half a minute).
+"""A plan inside your own training loop: ``python -m examples.own_loop [l1|slimming|resrep]`` (half a minute).
 
 Two calls are all an executor needs: ``before_step`` between backward and step, ``finish`` at the end.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 import widthwise as ww
 from examples.digits_resnet import digits_resnet
-from widthwise.pruning import FilterPruning
+from widthwise.pruning import Executor, FilterPruning, NetworkSlimming, ResRep
 from widthwise.pruning.data import load_data
 from widthwise.pruning.training import evaluate
 
@@ -29,11 +30,22 @@ def main() -> None:
         ww.profile(model, example, path=Path(folder) / "device.lut", time_s=15, name="digits") as lut,
     ):
         plan = ww.plan(model, example, lut=lut, budget="60%", name="digits")
-    run = FilterPruning(model, plan, [example])
-    fit(run.model, torch.optim.SGD(run.parameter_groups(), lr=0.02, momentum=0.9), data, epochs=3, executor=run)
+    epochs = 8
+    run = executor_for(sys.argv[1] if len(sys.argv) > 1 else "l1", model, plan, example, epochs * len(data.train))
+    optimizer = torch.optim.SGD(run.parameter_groups(lr=0.02), lr=0.02, momentum=0.9)
+    fit(run.model, optimizer, data, epochs=epochs, executor=run)
     small = run.finish()
     print(f"dense {plan.dense_ms:.2f} ms, planned {plan.predicted_ms:.2f} ms")
     print(f"accuracy {evaluate(model, data.test).accuracy:.2%} → {evaluate(small, data.test).accuracy:.2%}")
+
+
+def executor_for(method: str, model: torch.nn.Module, plan: ww.Plan, example: torch.Tensor, steps: int) -> Executor:
+    """One of the methods; a run as short as this one needs strong pulls."""
+    if method == "slimming":
+        return NetworkSlimming(model, plan, [example], sparsity=1e-3)
+    if method == "resrep":
+        return ResRep(model, plan, [example], steps=steps, forget=0.02)
+    return FilterPruning(model, plan, [example])
 
 
 def fit(
@@ -42,7 +54,7 @@ def fit(
     data: object,
     *,
     epochs: int,
-    executor: FilterPruning | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """The loop you already have, with one line for the executor."""
     step = 0

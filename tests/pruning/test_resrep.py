@@ -186,7 +186,7 @@ def test_sparsity_appears_and_the_rest_stays() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 + math.cos(math.pi * step / 300)) / 2
         step_on(run, optimizer, range(step, step + 1))
-    norms = run.norms_of("inner1").sort().values
+    norms = run.norms()["inner1"].sort().values
     assert norms[:8].max() < 1e-2
     assert norms[8:].min() > 0.2
     assert int(run.masked["inner1"].sum()) == 8

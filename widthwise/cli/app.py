@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from widthwise import __version__
-from widthwise.cli import luts, measuring, planning
+from widthwise.cli import applying, luts, measuring, planning
 
 __all__ = ["app", "main"]
 
@@ -38,7 +38,7 @@ def _root(
 app.command("profile")(measuring.profile)
 app.command("predict")(planning.predict)
 app.command("plan")(planning.plan)
-app.command("apply")(planning.apply)
+app.command("apply")(applying.apply)
 app.command("verify")(measuring.verify)
 app.command("solve")(planning.solve)
 app.add_typer(luts.app, name="luts")

@@ -1,4 +1,4 @@
-"""Commands that compute: predict, plan, apply, solve."""
+"""Commands that compute: predict, plan, solve."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from widthwise.cli.common import (
     Model,
     Weights,
     emit,
-    note,
     open_model,
     parse_inputs,
-    progress,
     reported,
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from widthwise.planner.plan import Plan
 
-__all__ = ["apply", "plan", "predict", "solve"]
+__all__ = ["plan", "predict", "solve"]
 
 
 @reported
@@ -115,57 +111,6 @@ def plan(
 
 
 @reported
-def apply(
-    plan: Annotated[Path, typer.Argument(help="The plan.")],
-    model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the narrow model.")],
-    weights: Weights = None,
-    method: Annotated[str, typer.Option("--method", help="l1.")] = "l1",
-    data: Annotated[
-        str | None, typer.Option("--data", help="digits, fashion-mnist[:PATH], cifar10-jpeg:PATH, …")
-    ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="Epochs of retraining, with --data.")] = 0,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of retraining.")] = 0.01,
-    as_json: Json = False,
-) -> None:
-    """Make the narrow model of a plan, prove it, retrain it if data is given, and save it without pickle.
-
-    Example: widthwise apply plan.json torchvision:resnet18 --weights resnet18.safetensors -o small/
-    """
-    from widthwise.luts.errors import BadInput
-
-    if method != "l1":
-        raise BadInput(f"no method {method!r} yet; there is l1")
-    if epochs < 0 or (epochs and data is None):
-        raise BadInput("--epochs needs --data and a number of at least 0")
-    from widthwise.planner.plan import Plan
-    from widthwise.pruning import artifact
-    from widthwise.pruning.filters import FilterPruning
-
-    loaded = Plan.read(plan)
-    artifact.require_writable(output)
-    run = FilterPruning(open_model(model, weights), loaded)
-    if run.rescored:
-        note(
-            "widthwise: the plan was made from other weights; channels were ranked anew by these, at the plan's widths"
-        )
-    small = run.finish()
-    answer: dict[str, Any] = {"output": str(output), "difference": run.difference}
-    if data is not None:
-        answer |= _retrain(small, loaded, data, epochs, lr)
-    artifact.save(output, small, loaded)
-    if as_json:
-        emit(answer)
-        return
-    from widthwise.report.terminal import facts, show
-
-    rows = [("proof", f"narrow = dense with removed channels silenced, to {run.difference:.1g} (relative)")]
-    rows += [(name, f"{answer[name]:.2%}") for name in ("accuracy_before", "accuracy") if name in answer]
-    rows.append(("reload", f"widthwise.load({str(output)!r})"))
-    show(facts(f"{loaded.model} → {output}", rows))
-
-
-@reported
 def solve(
     problem: Annotated[Path, typer.Argument(help="The problem, see docs/architecture.md.")],
     time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds.")] = 60.0,
@@ -221,23 +166,3 @@ def _widths(widths: Path | None, plan: Path | None) -> dict[str, int]:
     if not isinstance(data, dict) or not all(type(width) is int for width in data.values()):
         raise BadInput(f"{widths} must hold one object: group → channels kept")
     return data
-
-
-def _retrain(small: nn.Module, plan: Plan, data: str, epochs: int, lr: float) -> dict[str, float]:
-    """Retrains in place; accuracy before and after."""
-    from widthwise.pruning.data import load_data
-    from widthwise.pruning.training import Recipe, evaluate, train
-
-    shape = plan.inputs[0]
-    loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
-    before = evaluate(small, loaded.test).accuracy
-    if epochs:
-        with progress("retraining") as on_progress:
-            train(
-                small,
-                loaded,
-                epochs=epochs,
-                recipe=Recipe(lr=lr),
-                on_epoch=lambda report: on_progress(report.epoch / epochs, f"accuracy {report.accuracy:.2%}"),
-            )
-    return {"accuracy_before": before, "accuracy": evaluate(small, loaded.test).accuracy}

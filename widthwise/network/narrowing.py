@@ -162,7 +162,7 @@ class _Silencing(fx.Interpreter):
         result = super().run_node(n)
         if n.name in self._removed:
             axis, removed = self._removed[n.name]
-            result = result.index_fill(axis, torch.from_numpy(removed), 0.0)
+            result = result.index_fill(axis, torch.from_numpy(removed).to(result.device), 0.0)
         return result
 
 

@@ -32,6 +32,10 @@ class Member:
     positions: torch.Tensor
     channels: torch.Tensor
 
+    def to(self, device: torch.device) -> Member:
+        """The same with its tensors on a device."""
+        return Member(self.path, self.positions.to(device), self.channels.to(device))
+
 
 def narrowed_groups(plan: Plan) -> dict[str, int]:
     """The groups that lose channels, and their widths.

@@ -12,7 +12,7 @@ layers until a share of the multiply-accumulates is reached (:class:`ToMacs`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,7 @@ __all__ = ["Compactor", "ResRep", "Selection", "ToMacs", "ToWidths"]
 MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
 
+_CPU = torch.device("cpu")
 _LEAST_NORM = 1e-12
 _NEAR_ZERO = 0.1
 """Share of the mean norm of channels that stay, below which a forgetting row that grows has passed zero."""
@@ -159,6 +160,9 @@ class _Site:
     def path(self) -> str:
         return self.norm or self.layer
 
+    def to(self, device: torch.device) -> _Site:
+        return replace(self, member=self.member.to(device))
+
 
 class ResRep(Executor):
     """Compactors in the user's loop; :meth:`finish` merges them and cuts. No fine-tuning is needed afterwards.
@@ -242,7 +246,7 @@ class ResRep(Executor):
             group: [_Site(member.path, norms.get(member.path), member) for member in producers_of(network, group)]
             for group in groups
         }
-        self._dense = model
+        self._dense, self._device = model, _CPU
         self.model = own_copy(model)
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
             _insert(self.model, site)
@@ -254,17 +258,19 @@ class ResRep(Executor):
 
     def before_step(self, step: int) -> None:
         """Chooses anew which channels forget when that is due; then gradient resetting and lasso."""
+        self._follow()
         if self._selection.due(step):
-            self.masked = self._selection.masked(self.norms(), self.masked, step)
+            chosen = self._selection.masked(self.norms(), _on(self.masked, _CPU), step)
+            self.masked = _on(chosen, self._device)
         for group, sites in self._sites.items():
-            norms = self._settled(group)
+            norms = self._settled(group).clamp_min(_LEAST_NORM)
             for site in sites:
                 weight = self._compactor(site).weight
                 if weight.grad is None:
                     continue
-                rows, channels = site.member.positions.to(weight.device), site.member.channels
-                forgets = self.masked[group][channels].to(weight.device)[:, None]
-                pull = weight.detach()[rows] / norms[channels].clamp_min(_LEAST_NORM).to(weight)[:, None]
+                rows, channels = site.member.positions, site.member.channels
+                forgets = self.masked[group][channels][:, None]
+                pull = weight.detach()[rows] / norms[channels].to(weight)[:, None]
                 weight.grad[rows] = torch.where(forgets, self.forget * pull, weight.grad[rows] + self.lasso * pull)
 
     def _settled(self, group: str) -> Tensor:
@@ -273,29 +279,37 @@ class ResRep(Executor):
         The lasso pulls with the same force however near zero a row is, and momentum carries it past. Left alone it
         would swing about zero for the rest of a short run; so a row that forgets is put to rest when it has passed.
         """
-        norms, masked = self.norms_of(group), self.masked[group]
-        near = norms < _NEAR_ZERO * norms[~masked].mean()
+        norms, masked = self._norms_of(group), self.masked[group]
+        near = norms * (~masked).sum() < _NEAR_ZERO * (norms * ~masked).sum()
         rest = masked & (self.at_rest[group] | (near & (norms > self._norms_before[group])))
         self.at_rest[group] = rest
         self._norms_before[group] = norms
-        if rest.any():
-            with torch.no_grad():
-                for site in self._sites[group]:
-                    weight = self._compactor(site).weight
-                    weight[site.member.positions[rest[site.member.channels]].to(weight.device)] = 0.0
+        with torch.no_grad():
+            for site in self._sites[group]:
+                weight = self._compactor(site).weight
+                weight[site.member.positions] *= (~rest)[site.member.channels].to(weight)[:, None]
         return torch.where(rest, 0.0, norms)
 
     def norms(self) -> dict[str, Tensor]:
-        """Group → the norm of each channel over its rows in all compactors of the group."""
-        return {group: self.norms_of(group) for group in self._sites}
+        """Group → the norm of each channel over its rows in all compactors of the group; on the CPU."""
+        return {group: self._norms_of(group).cpu() for group in self._sites}
 
-    def norms_of(self, group: str) -> Tensor:
-        """The norms of one group's channels, on the CPU."""
-        squares = torch.zeros(self._network.dense[group])
+    def _norms_of(self, group: str) -> Tensor:
+        squares = torch.zeros(self._network.dense[group], device=self._device)
         for site in self._sites[group]:
             rows = self._compactor(site).weight.detach()[site.member.positions]
-            squares.index_add_(0, site.member.channels, rows.square().sum(1).float().cpu())
+            squares.index_add_(0, site.member.channels, rows.square().sum(1).float())
         return squares.sqrt()
+
+    def _follow(self) -> None:
+        """Goes where the model has gone, so that no step waits for another device."""
+        device = next(self.model.parameters()).device
+        if device == self._device:
+            return
+        self._device = device
+        self._sites = {group: [site.to(device) for site in sites] for group, sites in self._sites.items()}
+        for states in (self.masked, self.at_rest, self._norms_before):
+            states.update(_on(states, device))
 
     def parameter_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
         """Compactors with momentum 0.99 and no weight decay; norms and biases without weight decay.
@@ -313,7 +327,9 @@ class ResRep(Executor):
     def finish(self) -> nn.Module:
         """The narrow model with compactors and norms merged into its layers; its norms stay, so that the architecture
         is the plan's and it can be trained on. ``model`` stays as it is."""
-        norms = {group: torch.where(self.at_rest[group], 0.0, values) for group, values in self.norms().items()}
+        self._follow()
+        at_rest = _on(self.at_rest, _CPU)
+        norms = {group: torch.where(at_rest[group], 0.0, values) for group, values in self.norms().items()}
         chosen = self._last_choice(norms)
         kept = {group: torch.nonzero(~mask).flatten().tolist() for group, mask in chosen.items()}
         left = [
@@ -330,6 +346,7 @@ class ResRep(Executor):
 
     def merged(self, kept: Mapping[str, Sequence[int]] | None = None) -> nn.Module:
         """The dense architecture with compactors and norms merged into its layers; removed channels are at zero."""
+        self._follow()
         merged = own_copy(self._dense)
         trained = {name.replace(".inner.", "."): tensor for name, tensor in self.model.state_dict().items()}
         device = next(self.model.parameters()).device
@@ -340,7 +357,7 @@ class ResRep(Executor):
             for site in sites:
                 matrix = rows.setdefault(site.path, self._compactor(site).weight.detach().clone())
                 if kept is not None:
-                    gone = ~torch.isin(site.member.channels, torch.tensor(list(kept[group])))
+                    gone = ~torch.isin(site.member.channels, torch.tensor(list(kept[group]), device=self._device))
                     matrix[site.member.positions[gone]] = 0.0
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
             _merge(merged, site, rows[site.path])
@@ -349,26 +366,30 @@ class ResRep(Executor):
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "masked": dict(self.masked),
-            "at_rest": dict(self.at_rest),
-            "norms_before": dict(self._norms_before),
+            "masked": _on(self.masked, _CPU),
+            "at_rest": _on(self.at_rest, _CPU),
+            "norms_before": _on(self._norms_before, _CPU),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.masked = dict(state["masked"])
-        self.at_rest = dict(state["at_rest"])
-        self._norms_before = dict(state["norms_before"])
+        self.masked = _on(state["masked"], self._device)
+        self.at_rest = _on(state["at_rest"], self._device)
+        self._norms_before = _on(state["norms_before"], self._device)
 
     def _last_choice(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(self._selection, ToWidths):
             return {group: _least(norms[group], count) for group, count in self._selection.removed.items()}
-        return dict(self.masked)
+        return _on(self.masked, _CPU)
 
     def _compactor(self, site: _Site) -> Compactor:
         compacted = self.model.get_submodule(site.path)
         assert isinstance(compacted, _Compacted)
         return compacted.compactor
+
+
+def _on(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _least(norms: Tensor, count: int) -> Tensor:
