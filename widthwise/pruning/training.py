@@ -2,7 +2,7 @@
 
 The loop is thin on purpose: Accelerate places the model, shards the loaders and reduces the gradients, so the
 same call trains on one CPU, one GPU or, under ``accelerate launch``, on many. What an executor adds goes in
-through ``before_step`` (gradient surgery) and ``parameter_groups`` (its own optimizer settings).
+through ``before_step`` (gradient surgery) and ``parameter_groups`` (its own optimizer settings), or by ``executor``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,31 +22,36 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from widthwise.luts.errors import InvalidModel, WidthwiseError
+from widthwise.luts.errors import InvalidModel
+from widthwise.pruning.averaging import Average
+from widthwise.pruning.batches import Batches
+from widthwise.pruning.checkpoint import Checkpoint, CheckpointNotWritten, InvalidCheckpoint, run_of
+from widthwise.pruning.distillation import Teaching, require_layers, teaching
 from widthwise.pruning.evaluation import (
     Evaluation,
     InvalidBatch,
     accelerated,
     batch_norms,
-    borrowed_sampler,
     checked_logits,
-    describe,
     evaluate,
     evaluate_on,
     pair,
     placed,
     recalibrate,
-    shard,
     share_statistics,
 )
-from widthwise.pruning.parameters import by_decay
+from widthwise.pruning.executor import Executor
+from widthwise.pruning.history import EpochReport, History, Tally, TrainingDiverged
+from widthwise.pruning.parameters import groups_of
 from widthwise.pruning.recipe import InvalidRecipe, Recipe
 
 __all__ = [
+    "CheckpointNotWritten",
     "EpochReport",
     "Evaluation",
     "History",
     "InvalidBatch",
+    "InvalidCheckpoint",
     "InvalidRecipe",
     "Recipe",
     "TrainingDiverged",
@@ -54,53 +60,7 @@ __all__ = [
     "train",
 ]
 
-
-class TrainingDiverged(WidthwiseError):
-    """The loss or a weight is no longer finite; the model holds its weights of the end of the last good epoch.
-
-    Attributes:
-        history: the epochs that ended well.
-    """
-
-    def __init__(self, message: str, history: History) -> None:
-        super().__init__(message)
-        self.history = history
-
-
 _FINE_TUNING = Recipe()
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One finished epoch.
-
-    Args:
-        epoch: counted from 1, of ``epochs``.
-        loss: mean over the epoch's training examples of what was minimised.
-        accuracy: top-1 on the training examples as they were met, augmented and in train mode.
-        lr: of the epoch's last step.
-        seconds: training and evaluation together.
-        test: on the test loader, where one was given.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
-    lr: float
-    seconds: float
-    test: Evaluation | None
-
-
-@dataclass(frozen=True)
-class History:
-    """The reports of all finished epochs."""
-
-    epochs: tuple[EpochReport, ...]
-
-    @property
-    def last(self) -> EpochReport:
-        return self.epochs[-1]
 
 
 class Loaders(Protocol):
@@ -120,13 +80,21 @@ def train(
     recipe: Recipe = _FINE_TUNING,
     before_step: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     parameter_groups: Iterable[Mapping[str, Any]] | None = None,
+    executor: Executor | None = None,
     teacher: nn.Module | None = None,
+    attention_layers: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
 ) -> History:
     """Train a classifier in place; returns what each epoch reached.
 
     Model, teacher and loaders come back as they were given but for the weights: on their device, every module in
     the mode it was in, and with the loaders' own samplers. On a CPU equal seeds give equal weights.
+
+    With a ``checkpoint``, a run that was killed goes on when it is started again with the same arguments and the model
+    as it first came, and ends with the weights of a run that was not; one that had finished returns at once.
 
     Args:
         model: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
@@ -135,15 +103,25 @@ def train(
         recipe: see :class:`Recipe`.
         before_step: called with the step's number (from 0) when its gradients are complete, unscaled and
             clipped, just before the optimizer uses them.
-        on_epoch: called with each report, on every process.
+        on_epoch: called with each report, on every process; not again for epochs that a checkpoint holds.
+        on_step: called with the steps done and the steps of the whole run after each step, on every process.
         parameter_groups: as for ``torch.optim.SGD``, which takes what a group leaves out from the recipe.
             The schedule scales each group's own ``lr``. Parameters in no group are trained by the recipe.
+        executor: whose ``model`` this is. It brings ``before_step`` and ``parameter_groups``, and its state is in the
+            checkpoint.
         teacher: a trained network with the same outputs, to distil from (Hinton et al. 2015).
+        attention_layers: paths of modules of model and teacher whose attention maps are to agree (Zagoruyko &
+            Komodakis 2017), weighted by ``Recipe.attention``.
+        checkpoint: file that the run's state is written to at the end of every epoch, and gone on from.
+        checkpoint_every: steps after which it is written within an epoch, too. There the loader is begun anew, so
+            another number gives other augmentation.
 
     Raises:
-        InvalidRecipe: settings that don't fit the run or the device.
+        InvalidRecipe: settings that don't fit the run, the device or each other.
         InvalidModel: nothing to train, or an output that is no tensor of logits.
         InvalidBatch: no batches, no pairs, or labels outside the model's classes.
+        InvalidCheckpoint: the file is corrupt, no checkpoint, or that of another run.
+        CheckpointNotWritten: the disk is full, for one; the previous checkpoint is whole.
         TrainingDiverged: a loss or weight became infinite or NaN.
 
     Example:
@@ -151,109 +129,148 @@ def train(
         >>> history.last.test.accuracy  # doctest: +SKIP
         0.98
     """
-    if epochs < 1:
-        raise InvalidRecipe(f"epochs must be at least 1; got {epochs}")
-    if recipe.warmup_epochs >= epochs:
-        raise InvalidRecipe(f"warmup_epochs={recipe.warmup_epochs} leaves nothing of {epochs} epochs; lower it")
+    _require_run(recipe, epochs, checkpoint, checkpoint_every)
     if teacher is model:
         raise InvalidModel("the teacher is the model being trained; pass copy.deepcopy(model)")
+    require_layers(recipe, model, teacher, attention_layers)
+    if executor is not None:
+        before_step, parameter_groups = _brought_by(executor, model, recipe, before_step, parameter_groups)
     train_loader, test_loader = _split(data)
-    groups = _groups(model, recipe, parameter_groups)
+    groups = groups_of(model, parameter_groups)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(recipe.mixed_precision, recipe.seed))
-        stack.enter_context(borrowed_sampler(train_loader))
         stack.enter_context(placed(model, accelerator.device))
+        batches = stack.enter_context(Batches.borrowed(accelerator, train_loader, recipe.seed))
+        run = _Run.prepare(accelerator, model, batches, epochs, recipe, groups)
+        run.executor, run.before_step, run.on_step, run.on_epoch = executor, before_step, on_step, on_epoch
+        if checkpoint is not None:
+            names = {"executor": executor and type(executor).__name__, "attention_layers": list(attention_layers)}
+            known = run_of(recipe, epochs, len(batches), model, run.optimizer, **names, teacher=teacher is not None)
+            run.checkpoint, run.checkpoint_every = Checkpoint(Path(checkpoint), accelerator, known), checkpoint_every
         if teacher is not None:
             stack.enter_context(placed(teacher, accelerator.device)).eval()
-        run = _Run.prepare(accelerator, model, recipe, groups, train_loader, teacher, before_step)
-        return run.fit(epochs, test_loader, on_epoch)
+            run.teaching = stack.enter_context(teaching(teacher, model, recipe, attention_layers, accelerator.autocast))
+        return run.fit(test_loader)
 
 
 @dataclass
 class _Run:
-    """One call of train: what its steps share."""
+    """One call of train: what its steps share, and what of it goes into a checkpoint."""
 
     accelerator: Any
     model: nn.Module
     wrapped: nn.Module
     optimizer: Any
-    loader: Any
+    batches: Batches
+    epochs: int
     recipe: Recipe
-    teacher: nn.Module | None
-    before_step: Callable[[int], None] | None
+    average: Average | None
+    executor: Executor | None = None
+    teaching: Teaching | None = None
+    before_step: Callable[[int], None] | None = None
+    on_step: Callable[[int, int], None] | None = None
+    on_epoch: Callable[[EpochReport], None] | None = None
+    checkpoint: Checkpoint | None = None
+    checkpoint_every: int | None = None
     reports: list[EpochReport] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    good: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
 
     @classmethod
     def prepare(
         cls,
         accelerator: Any,
         model: nn.Module,
+        batches: Batches,
+        epochs: int,
         recipe: Recipe,
         groups: list[dict[str, Any]],
-        loader: DataLoader[Any],
-        teacher: nn.Module | None,
-        before_step: Callable[[int], None] | None,
     ) -> _Run:
         sgd = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         for group in sgd.param_groups:
             group["initial_lr"] = group["lr"]
+        average = None if recipe.ema is None else Average(model, recipe.ema)
         # Accelerate marks and patches the module it prepares; the wrapper takes that instead of the caller's model.
         wrapped, optimizer = accelerator.prepare(_Wrapper(model), sgd)
-        return cls(accelerator, model, wrapped, optimizer, shard(accelerator, loader), recipe, teacher, before_step)
+        return cls(accelerator, model, wrapped, optimizer, batches, epochs, recipe, average)
 
-    def fit(
-        self, epochs: int, test_loader: DataLoader[Any] | None, on_epoch: Callable[[EpochReport], None] | None
-    ) -> History:
-        from accelerate.utils import set_seed
-
-        good = copy.deepcopy(self.model.state_dict())
-        try:
-            for epoch in range(epochs):
-                # Reseeding each epoch keeps evaluation and callbacks from changing what follows them.
-                set_seed(self.recipe.seed + epoch)
-                report = self.epoch(epoch, epochs, test_loader)
-                good = copy.deepcopy(self.model.state_dict())
-                self.reports.append(report)
-                if on_epoch is not None:
-                    on_epoch(report)
-        except TrainingDiverged:
-            self.model.load_state_dict(good)
-            self.optimizer.zero_grad()
-            raise
+    @property
+    def history(self) -> History:
         return History(tuple(self.reports))
 
-    def epoch(self, epoch: int, epochs: int, test_loader: DataLoader[Any] | None) -> EpochReport:
-        started = time.perf_counter()
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per epoch."""
+        return math.ceil(len(self.batches) / self.recipe.gradient_accumulation)
+
+    def fit(self, test_loader: DataLoader[Any] | None) -> History:
+        self.good = copy.deepcopy(self.weights())
+        self.resume()
+        try:
+            while not self.over():
+                report = self.epoch(test_loader)
+                if self.on_epoch is not None:
+                    self.on_epoch(report)
+        except TrainingDiverged:
+            self.take(self.good)
+            self.optimizer.zero_grad()
+            raise
+        self.take(self.outcome() if self.best is None else self.best)
+        return self.history
+
+    def over(self) -> bool:
+        patience = self.recipe.patience
+        stopped = patience is not None and bool(self.reports) and self.history.stale >= patience
+        return len(self.reports) == self.epochs or stopped
+
+    def epoch(self, test_loader: DataLoader[Any] | None) -> EpochReport:
+        started = time.perf_counter() - self.tally.seconds
         self.wrapped.train()
-        batches, window = len(self.loader), self.recipe.gradient_accumulation
-        steps = math.ceil(batches / window)
-        loss_sum = correct = examples = lr = 0.0
-        for index, batch in enumerate(self.loader):
-            ends = (index + 1) % window == 0 or index + 1 == batches
-            share = min(window, batches - index // window * window)  # an epoch's last window may be shorter
+        while self.stretch(started):
+            pass
+        if not self.tally.examples:
+            raise InvalidBatch("the training loader gives no batches; check its data set, batch_size and drop_last")
+        self.require_finite(f"at the end of epoch {len(self.reports) + 1}")
+        model = self.model if self.average is None else self.average.model
+        test = None if test_loader is None else evaluate_on(self.accelerator, model, test_loader)
+        self.tally.seconds = time.perf_counter() - started
+        report = self.tally.report(tuple(self.reports), self.epochs, test)
+        self.reports.append(report)
+        self.tally = Tally()
+        self.good = self.outcome()
+        if self.recipe.patience is not None and self.history.best is report:
+            self.best = self.good
+        self.save()
+        return report
+
+    def stretch(self, started: float) -> bool:
+        """Trains to the epoch's end, or to the next checkpoint within it: then there is more to do."""
+        epoch, count, window = len(self.reports), len(self.batches), self.recipe.gradient_accumulation
+        for batch in self.batches.of(epoch, self.tally.batches):
+            index = self.tally.batches
+            ends = (index + 1) % window == 0 or index + 1 == count
+            share = min(window, count - index // window * window)  # an epoch's last window may be shorter
             with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
                 figures = self.backward(batch, share, f"in step {index // window + 1} of epoch {epoch + 1}")
-            loss_sum, correct, examples = loss_sum + figures[0], correct + figures[1], examples + figures[2]
+            self.tally.add(*figures)
             if ends:
-                step = epoch * steps + index // window
-                lr = self.recipe.lr_at(step, steps, epochs)
-                self.step(step, lr / self.recipe.lr)
-        if not examples:
-            raise InvalidBatch("the training loader gives no batches; check its data set, batch_size and drop_last")
-        share_statistics(self.model)
-        if not _finite(self.model):
-            raise self.diverged(f"a weight became infinite or NaN at the end of epoch {epoch + 1}")
-        test = None if test_loader is None else evaluate_on(self.accelerator, self.model, test_loader)
-        seconds = time.perf_counter() - started
-        return EpochReport(epoch + 1, epochs, loss_sum / examples, correct / examples, lr, seconds, test)
+                step = epoch * self.steps + index // window
+                self.step(step)
+                if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and index + 1 < count:
+                    self.require_finite(f"after step {index // window + 1} of epoch {epoch + 1}")
+                    self.tally.seconds = time.perf_counter() - started
+                    self.save()
+                    return True
+        return False
 
     def backward(self, batch: Any, share: int, where: str) -> list[float]:
         """Gradients of one batch; the sums of loss and of correct answers, and the examples, of all processes."""
         images, labels = pair(batch, self.accelerator.device)
         logits = checked_logits(self.wrapped(images), labels)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        if self.teacher is not None:
-            loss = torch.lerp(loss, self.distance(logits, images), self.recipe.distillation)
+        if self.teaching is not None:
+            loss = self.teaching.added_to(loss, logits, images)
         correct = (logits.detach().argmax(1) == labels).float().sum()
         figures = torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
         # Summed over the processes before it is judged, so that they all stop or none does.
@@ -263,20 +280,10 @@ class _Run:
         self.accelerator.backward(loss / share)
         return summed
 
-    def distance(self, logits: Tensor, images: Tensor) -> Tensor:
-        """Kullback–Leibler divergence from the teacher's softened answer, times T² to keep the gradient's scale."""
-        assert self.teacher is not None
-        with torch.no_grad(), self.accelerator.autocast():
-            target = self.teacher(images)
-        if not (isinstance(target, Tensor) and target.shape == logits.shape):
-            raise InvalidModel(f"the teacher's output {describe(target)} is not the model's {tuple(logits.shape)}")
-        temperature = self.recipe.temperature
-        student, soft = (functional.log_softmax(x.float() / temperature, 1) for x in (logits, target))
-        return functional.kl_div(student, soft, log_target=True, reduction="batchmean") * temperature**2
-
-    def step(self, step: int, lr_factor: float) -> None:
+    def step(self, step: int) -> None:
+        self.tally.lr = self.recipe.lr_at(step, self.steps, self.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * lr_factor
+            group["lr"] = group["initial_lr"] * (self.tally.lr / self.recipe.lr)
         if self.recipe.clip_norm is None:
             self.accelerator.unscale_gradients(self.optimizer)
         else:
@@ -286,11 +293,83 @@ class _Run:
             self.before_step(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
+        if self.on_step is not None:
+            self.on_step(step + 1, self.epochs * self.steps)
+
+    def require_finite(self, where: str) -> None:
+        """Every process judges the first one's statistics, so that they all stop or none does."""
+        models = [self.model] if self.average is None else [self.model, self.average.model]
+        for model in models:
+            share_statistics(model)
+        if not all(_finite(model) for model in models):
+            raise self.diverged(f"a weight became infinite or NaN {where}")
 
     def diverged(self, what: str) -> TrainingDiverged:
         end = f"of the end of epoch {len(self.reports)}" if self.reports else "it came with"
         advice = f"lower lr (now {self.recipe.lr:g}), raise warmup_epochs, or set clip_norm"
-        return TrainingDiverged(f"{what}; the model has the weights {end}. {advice}", History(tuple(self.reports)))
+        if self.checkpoint is not None and self.checkpoint.path.exists():
+            advice += f"; the last checkpoint from before is {self.checkpoint.path}, give the new run another one"
+        return TrainingDiverged(f"{what}; the model has the weights {end}. {advice}", self.history)
+
+    def weights(self) -> dict[str, Any]:
+        """What is trained: the model's weights, and what its executor has decided."""
+        return {"model": self.model.state_dict()} if self.executor is None else self.executor.state_dict()
+
+    def outcome(self) -> dict[str, Any]:
+        """A copy of what training would end with now."""
+        averaged = {} if self.average is None else {"model": self.average.model.state_dict()}
+        return copy.deepcopy({**self.weights(), **averaged})
+
+    def take(self, weights: dict[str, Any]) -> None:
+        if self.executor is None:
+            self.model.load_state_dict(weights["model"])
+        else:
+            self.executor.load_state_dict(weights)
+
+    def save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.write(
+            {
+                "weights": self.weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "reports": [asdict(report) for report in self.reports],
+                "tally": asdict(self.tally),
+                "good": self.good if self.tally.batches else None,  # at an epoch's end it is what is above
+                "best": self.best,
+            }
+        )
+
+    def resume(self) -> None:
+        state = None if self.checkpoint is None else self.checkpoint.read()
+        if state is None:
+            return
+        assert self.checkpoint is not None
+        try:
+            self.restore(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            self.take(self.good)
+            raise self.checkpoint.refusal(error) from error
+
+    def restore(self, state: dict[str, Any]) -> None:
+        tests = (report["test"] for report in state["reports"])
+        reports = [
+            EpochReport(**{**report, "test": test and Evaluation(**test)})
+            for report, test in zip(state["reports"], tests, strict=True)
+        ]
+        tally = Tally(**state["tally"])
+        self.take(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.reports, self.tally, self.best = reports, tally, state["best"]
+        self.good = state["good"] if tally.batches else self.outcome()
 
 
 class _Wrapper(nn.Module):
@@ -302,27 +381,34 @@ class _Wrapper(nn.Module):
         return self.model(images)
 
 
+def _require_run(recipe: Recipe, epochs: int, checkpoint: str | Path | None, every: int | None) -> None:
+    if epochs < 1:
+        raise InvalidRecipe(f"epochs must be at least 1; got {epochs}")
+    if recipe.warmup_epochs >= epochs:
+        raise InvalidRecipe(f"warmup_epochs={recipe.warmup_epochs} leaves nothing of {epochs} epochs; lower it")
+    if every is not None and checkpoint is None:
+        raise InvalidRecipe(f"checkpoint_every={every} needs checkpoint, the file to write to")
+    if every is not None and every < 1:
+        raise InvalidRecipe(f"checkpoint_every must be at least 1 step; got {every}")
+
+
+def _brought_by(
+    executor: Executor, model: nn.Module, recipe: Recipe, before_step: Any, groups: Any
+) -> tuple[Callable[[int], None], list[dict[str, Any]]]:
+    if model is not executor.model:
+        raise InvalidModel("the model is not the executor's; pass executor.model")
+    if before_step is not None or groups is not None:
+        given = "before_step" if before_step is not None else "parameter_groups"
+        raise InvalidRecipe(f"the executor brings its own {given}; leave it out, or leave out executor")
+    return executor.before_step, executor.parameter_groups(lr=recipe.lr)
+
+
 def _split(data: Any) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     if isinstance(data, tuple) and len(data) == 2:
         return data
     if hasattr(data, "train") and hasattr(data, "test"):
         return data.train, data.test
     return data, None
-
-
-def _groups(model: nn.Module, recipe: Recipe, given: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """SGD's parameter groups: the caller's, and the remaining parameters with and without weight decay."""
-    groups = [{**group, "params": list(group["params"])} for group in given or ()]
-    seen = [id(parameter) for group in groups for parameter in group["params"]]
-    if len(seen) != len(set(seen)):
-        raise InvalidRecipe("parameter_groups names a parameter twice; put each into one group")
-    if not set(seen) <= {id(parameter) for parameter in model.parameters()}:
-        raise InvalidRecipe("parameter_groups holds a parameter that is not the model's; pass the model it belongs to")
-    groups += by_decay(model, without=[parameter for group in groups for parameter in group["params"]])
-    groups = [group for group in groups if group["params"]]
-    if not any(p.requires_grad for group in groups for p in group["params"]):
-        raise InvalidModel("the model has no parameter to train; call requires_grad_(True) on those that should be")
-    return groups
 
 
 def _finite(model: nn.Module) -> bool:
