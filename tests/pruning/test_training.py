@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
+from tests.pruning.helpers import PLAIN, launch, loader, pixel_net, pixels, same_weights, small_net
 from widthwise.luts.errors import InvalidModel, WidthwiseError
 from widthwise.pruning.data import load_data
 from widthwise.pruning.training import (
@@ -29,46 +26,6 @@ from widthwise.pruning.training import (
     recalibrate,
     train,
 )
-
-PLAIN = Recipe(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-
-
-def loader(images: Tensor, labels: list[int] | Tensor, batch_size: int = 64, **options: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(images, torch.as_tensor(labels)), batch_size, **options)
-
-
-def pixel_net(weight: float = 0.0, bias: float = 0.0) -> nn.Sequential:
-    """Two logits ``weight·x + bias`` of a one-pixel image: equal, so the softmax is (½, ½)."""
-    conv = nn.Conv2d(1, 2, 1)
-    nn.init.constant_(conv.weight, weight)
-    assert conv.bias is not None
-    nn.init.constant_(conv.bias, bias)
-    return nn.Sequential(conv, nn.Flatten())
-
-
-def pixels(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
-
-
-def small_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(20),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(80, 10),
-    )
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
 
 @pytest.fixture(scope="module")
 def digits() -> Any:
@@ -508,34 +465,12 @@ weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict(
 state = PartialState()
 with open(f"{state.process_index}.txt", "w") as file:
     print(state.num_processes, len(steps), result.examples, history.last.loss, result, weights, file=file)
-state.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_network(tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text(TWO_PROCESSES)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "job.py"],
-            cwd=tmp_path,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [job.communicate(timeout=120)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], errors
+    launch(TWO_PROCESSES, 2, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
     # ten batches over two processes, in windows of two: three steps an epoch; and no image counted twice

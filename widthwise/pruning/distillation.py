@@ -29,7 +29,9 @@ class Teaching:
     Args:
         teacher: in eval mode, on the student's device.
         recipe: see :class:`Recipe`.
-        pairs: path → what student and teacher gave there last; filled by hooks.
+        student_saw: path → what the student gave there last; filled by hooks.
+        teacher_saw: the same of the teacher.
+        layers: paths of the layers whose attention maps are compared.
         autocast: gives the context to run the teacher in.
     """
 
@@ -72,7 +74,7 @@ def teaching(
     """A teacher's part of the loss; the hooks that read the layers are gone afterwards."""
     with ExitStack() as stack:
         saw = [stack.enter_context(_watched(model, layers)) for model in (student, teacher)]
-        yield Teaching(teacher, recipe, saw[0], saw[1], tuple(layers), autocast)
+        yield Teaching(teacher, recipe, saw[0], saw[1], tuple(dict.fromkeys(layers)), autocast)
 
 
 def require_layers(recipe: Recipe, student: nn.Module, teacher: nn.Module | None, layers: Sequence[str]) -> None:
