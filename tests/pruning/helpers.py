@@ -70,17 +70,17 @@ def launch(script: str, processes: int, folder: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if processes > 1:
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    several = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    ranks = [several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     jobs = [
         subprocess.Popen(
             [sys.executable, "job.py"],
             cwd=folder,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, **(rank if processes > 1 else {})},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(processes)
+        for rank in ranks
     ]
     try:
         errors = [job.communicate(timeout=120)[1] for job in jobs]
