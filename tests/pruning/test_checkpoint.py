@@ -392,7 +392,7 @@ def test_loaders_get_their_generators_back(tmp_path: Path) -> None:
 
 
 TWO_PROCESSES = """
-import torch, sys
+import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

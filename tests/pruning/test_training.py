@@ -603,7 +603,7 @@ def test_two_processes_end_with_the_same_network(tmp_path: Path) -> None:
 
 
 RESREP = """
-import sys, torch
+import os, torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -630,11 +630,11 @@ plan = Plan(
     dense=network.dense, widths=widths, kept={group: list(range(width)) for group, width in widths.items()},
 )
 images, labels = torch.randn(160, 1, 6, 6), torch.randint(10, (160,))
-state = PartialState()
-data = DataLoader(TensorDataset(images, labels), 16 // state.num_processes, shuffle=True)
+data = DataLoader(TensorDataset(images, labels), 16 // int(os.environ.get("WORLD_SIZE", 1)), shuffle=True)
 run = ResRep(model, plan, steps=40, lasso=0.05)
 history = train(run.model, data, epochs=4, recipe=Recipe(lr=0.02), executor=run)
 small = run.finish()
+state = PartialState()
 result = {"masked": run.masked, "model": run.model.state_dict(), "small": small.state_dict(), "loss": history.last.loss}
 torch.save({**result, "processes": state.num_processes}, f"{state.process_index}.pt")
 """
