@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
+from tests.pruning.helpers import PLAIN, launch, loader, pixel_net, pixels, same_weights, small_net
 from widthwise.luts.errors import InvalidModel, WidthwiseError
 from widthwise.pruning.data import load_data
 from widthwise.pruning.training import (
@@ -29,45 +26,6 @@ from widthwise.pruning.training import (
     recalibrate,
     train,
 )
-
-PLAIN = Recipe(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-
-
-def loader(images: Tensor, labels: list[int] | Tensor, batch_size: int = 64, **options: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(images, torch.as_tensor(labels)), batch_size, **options)
-
-
-def pixel_net(weight: float = 0.0, bias: float = 0.0) -> nn.Sequential:
-    """Two logits ``weight·x + bias`` of a one-pixel image: equal, so the softmax is (½, ½)."""
-    conv = nn.Conv2d(1, 2, 1)
-    nn.init.constant_(conv.weight, weight)
-    assert conv.bias is not None
-    nn.init.constant_(conv.bias, bias)
-    return nn.Sequential(conv, nn.Flatten())
-
-
-def pixels(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
-
-
-def small_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 20, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(20),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(80, 10),
-    )
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +205,10 @@ class TestRecipe:
             ("mixed_precision", "fp64"),
             ("distillation", 1.5),
             ("temperature", 0),
+            ("attention", -0.1),
+            ("ema", 0.0),
+            ("ema", 1.0),
+            ("patience", 0),
             ("seed", -1),
         ],
     )
@@ -260,6 +222,126 @@ class TestRecipe:
             train(pixel_net(), batches, epochs=0)
         with pytest.raises(InvalidRecipe, match="leaves nothing of 2 epochs"):
             train(pixel_net(), batches, epochs=2, recipe=Recipe(warmup_epochs=2))
+
+
+class TestReach:
+    @pytest.mark.parametrize("start", [0.0, 0.25, 0.999, 1.0])
+    def test_is_how_far_a_constant_gradient_moves_a_parameter(self, start: float) -> None:
+        recipe = Recipe(lr=0.3, momentum=0.0, weight_decay=0.0, warmup_epochs=0.5)
+        model = pixel_net()
+
+        def before_step(step: int) -> None:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, float(step >= round(12 * start)))
+
+        data = loader(pixels(*range(8)), [0] * 8, 2)
+        train(model, data, epochs=3, recipe=recipe, before_step=before_step)
+        assert model[0].weight[0].item() == pytest.approx(-recipe.reach(4, 3, start=start), abs=1e-6)
+
+    def test_momentum_multiplies_it(self) -> None:
+        recipe = Recipe(lr=0.1, momentum=0.9, schedule="step")
+        plain = 0.1 * (20 + 10 * 0.1 + 10 * 0.01)
+        assert recipe.reach(10, 4, momentum=0.0) == pytest.approx(plain)
+        assert recipe.reach(10, 4) == pytest.approx(10 * plain)
+        assert recipe.reach(10, 4, momentum=0.99) == pytest.approx(100 * plain)
+
+    def test_refuses_what_can_not_be(self) -> None:
+        with pytest.raises(InvalidRecipe, match=r"momentum must be .*; got 1\.0"):
+            Recipe().reach(1, 1, momentum=1.0)
+        with pytest.raises(InvalidRecipe, match=r"start must be a share .*; got 5"):
+            Recipe().reach(1, 1, start=5)
+
+
+class TestAverage:
+    def test_is_the_closed_form_and_what_the_model_ends_with(self) -> None:
+        model = pixel_net()
+        seen: list[float] = []
+
+        def before_step(_: int) -> None:
+            for parameter in model.parameters():
+                parameter.grad = -torch.ones_like(parameter)
+
+        recipe = Recipe(**{**vars(PLAIN), "ema": 0.5})
+        options: dict[str, Any] = {"recipe": recipe, "before_step": before_step}
+        on_epoch = lambda _: seen.append(model[0].weight[0].item())  # noqa: E731
+        train(model, loader(pixels(1.0), [0]), epochs=3, on_epoch=on_epoch, **options)
+        assert seen == pytest.approx([0.1, 0.2, 0.3])  # the weights that are trained
+        assert model[0].weight.flatten().tolist() == pytest.approx([0.225, 0.225])  # ((0.1 + 0.2) / 2 + 0.3) / 2
+
+    def test_is_what_is_evaluated_with_statistics_to_match(self, digits: Any) -> None:
+        model = small_net()
+        history = train(model, digits, epochs=2, recipe=Recipe(lr=0.1, ema=0.9))
+        assert history.last.test == evaluate(model, digits.test)
+        assert history.last.test is not None
+        assert history.last.test.accuracy > 0.5
+        assert model[1].num_batches_tracked == 2 * len(digits.train)
+
+    def test_divergence_returns_to_it(self) -> None:
+        model = pixel_net()
+
+        def before_step(step: int) -> None:
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, math.nan if step == 2 else -1.0)
+
+        recipe = Recipe(**{**vars(PLAIN), "ema": 0.5})
+        with pytest.raises(TrainingDiverged):
+            train(model, loader(pixels(1.0, 1.0), [0, 0], 1), epochs=2, recipe=recipe, before_step=before_step)
+        assert model[0].weight.flatten().tolist() == pytest.approx([0.15, 0.15])
+
+
+class TestPatience:
+    def run(self, biases: list[float], test: Any, **settings: Any) -> tuple[nn.Sequential, Any]:
+        """One step an epoch, after which class 0 leads by so much."""
+        model = pixel_net()
+
+        def before_step(step: int) -> None:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            model[0].bias.data = torch.tensor([biases[step], 0.0])
+
+        recipe = Recipe(**{**vars(PLAIN), **settings})
+        data = (loader(pixels(0.0), [0]), test)
+        return model, train(model, data, epochs=len(biases), recipe=recipe, before_step=before_step)
+
+    def test_stops_without_a_better_accuracy_and_ends_with_the_best(self) -> None:
+        test = loader(pixels(0, 0, 0), [0, 0, 1])
+        model, history = self.run([-1.0, 1.0, -1.0, 3.0, 5.0, 7.0], test, patience=2)
+        assert [round(3 * report.test.accuracy) for report in history.epochs] == [1, 2, 1, 2]
+        assert (history.best.epoch, history.last.epoch, history.last.epochs) == (2, 4, 6)
+        assert model[0].bias.tolist() == [1.0, 0.0]
+
+    def test_without_a_test_loader_the_loss_decides(self) -> None:
+        model, history = self.run([1.0, 2.0, 0.5, 0.1, 0.2, 0.3], None, patience=2)
+        assert (history.best.epoch, history.last.epoch) == (3, 5)
+        assert model[0].bias.tolist() == [0.5, 0.0]
+
+    def test_the_best_is_kept_of_a_run_that_is_not_stopped(self) -> None:
+        test = loader(pixels(0, 0, 0), [0, 0, 1])
+        model, history = self.run([1.0, -1.0, -1.0], test, patience=3)
+        assert len(history.epochs) == 3
+        assert model[0].bias.tolist() == [1.0, 0.0]
+
+    def test_without_patience_all_epochs_run_and_the_last_stays(self) -> None:
+        test = loader(pixels(0, 0, 0), [0, 0, 1])
+        model, history = self.run([1.0, -1.0, -1.0, -2.0], test)
+        assert len(history.epochs) == 4
+        assert model[0].bias.tolist() == [-2.0, 0.0]
+
+
+class TestProgress:
+    def test_every_step_is_told_with_those_of_the_run(self) -> None:
+        seen: list[tuple[int, int]] = []
+        recipe = Recipe(**{**vars(PLAIN), "gradient_accumulation": 2})
+        data = loader(pixels(1, 1, 1), [0, 0, 0], 1)
+        train(pixel_net(), data, epochs=2, recipe=recipe, on_step=lambda *counts: seen.append(counts))
+        assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    def test_what_remains_is_the_mean_epoch_times_those_left(self) -> None:
+        history = train(pixel_net(), loader(pixels(1), [0]), epochs=3)
+        first, second, third = history.epochs
+        assert first.remaining_s == pytest.approx(2 * first.seconds)
+        assert second.remaining_s == pytest.approx((first.seconds + second.seconds) / 2)
+        assert third.remaining_s == 0
 
 
 class TestTrain:
@@ -508,35 +590,68 @@ weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict(
 state = PartialState()
 with open(f"{state.process_index}.txt", "w") as file:
     print(state.num_processes, len(steps), result.examples, history.last.loss, result, weights, file=file)
-state.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_network(tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text(TWO_PROCESSES)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "job.py"],
-            cwd=tmp_path,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [job.communicate(timeout=120)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], errors
+    launch(TWO_PROCESSES, 2, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
     # ten batches over two processes, in windows of two: three steps an epoch; and no image counted twice
     assert first.split()[:3] == ["2", "6", "301"]
+
+
+RESREP = """
+import os, torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from widthwise.network.network import Network
+from widthwise.planner.plan import Certificate, Plan, TableReference
+from widthwise.pruning import ResRep
+from widthwise.pruning.training import Recipe, train
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+# Without batch norm, whose statistics would be those of a process's part of the batch.
+model = nn.Sequential(
+    nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Flatten(),
+    nn.Linear(12 * 36, 10),
+)
+network = Network.trace(model, torch.randn(1, 1, 6, 6), name="net")
+widths = {group.name: group.size // 2 for group in network.free}
+widths = network.dense | widths
+plan = Plan(
+    widthwise="0", created="now", model="net", signature=network.signature, weights="", inputs=[[1, 1, 6, 6]],
+    dense_ms=1, budget_ms=1, predicted_ms=1, interval_ms=(1, 1), minimum_ms=1, criterion="l1", importance=1,
+    certificate=Certificate(status="feasible", objective=1, bound=1, gap=0, seconds=0),
+    table=TableReference(target={}, device="", quiet_reference_ms=1, networks=0, held_out=0),
+    dense=network.dense, widths=widths, kept={group: list(range(width)) for group, width in widths.items()},
+)
+images, labels = torch.randn(160, 1, 6, 6), torch.randint(10, (160,))
+data = DataLoader(TensorDataset(images, labels), 16 // int(os.environ.get("WORLD_SIZE", 1)), shuffle=True)
+run = ResRep(model, plan, steps=40, lasso=0.05)
+history = train(run.model, data, epochs=4, recipe=Recipe(lr=0.02), executor=run)
+small = run.finish()
+state = PartialState()
+result = {"masked": run.masked, "model": run.model.state_dict(), "small": small.state_dict(), "loss": history.last.loss}
+torch.save({**result, "processes": state.num_processes}, f"{state.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_let_the_same_channels_go_as_one(tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch(RESREP, processes, folder)
+        results += [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    alone, first, second = results
+    assert [result["processes"] for result in results] == [1, 2, 2]
+    assert [int(mask.sum()) for mask in alone["masked"].values()] == [4, 6]
+    for part in ("masked", "model", "small"):
+        torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+        torch.testing.assert_close(alone[part], first[part], rtol=1e-4, atol=1e-5)
+    assert first["loss"] == pytest.approx(alone["loss"], rel=1e-4)

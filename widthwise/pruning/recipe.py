@@ -33,6 +33,11 @@ class Recipe:
         mixed_precision: ``no``, ``fp16`` or ``bf16``; ``None`` takes what ``accelerate launch`` was told.
         distillation: with a teacher, the share of the loss that is its (the rest is the labels').
         temperature: what both logits are divided by before the student is compared with the teacher.
+        attention: with a teacher and ``attention_layers``, the weight of attention transfer, added to the loss.
+        ema: decay of a moving average of the weights, updated after every step; it is what is evaluated and what the
+            model ends with. 0.999 forgets over about 1000 steps. ``None`` takes the weights as they are.
+        patience: epochs without a better test accuracy (without a test loader: a lower loss) after which training
+            stops; the model ends with the weights of the best epoch. ``None`` trains all epochs and keeps the last.
         seed: of everything random. Epoch e draws from ``seed + e`` only, whatever went before.
 
     Raises:
@@ -54,6 +59,9 @@ class Recipe:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     distillation: float = 0.5
     temperature: float = 4.0
+    attention: float = 0.0
+    ema: float | None = None
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +77,9 @@ class Recipe:
             "mixed_precision": (self.mixed_precision in ("no", "fp16", "bf16", None), "no, fp16, bf16 or None"),
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
             "temperature": (0 < self.temperature < math.inf, "above 0"),
+            "attention": (0 <= self.attention < math.inf, "0 or above"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "above 0 and below 1, or None"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1 epoch, or None"),
             "seed": (0 <= self.seed < 2**31, "from 0 to below 2**31"),
         }
         for name, (valid, range_) in rules.items():
@@ -85,3 +96,32 @@ class Recipe:
         if self.schedule == "step":
             return self.lr * 0.1 ** ((2 * step >= total) + (4 * step >= 3 * total))
         return self.lr
+
+    def reach(self, steps_per_epoch: int, epochs: int, *, momentum: float | None = None, start: float = 0.0) -> float:
+        """How far a gradient of constant size 1 moves a parameter in a run: Σ lr / (1 − momentum).
+
+        Sparsity terms pull with a constant gradient, so strength × reach is how much they can shrink a parameter: a
+        strength of (what must go) / reach does in a short run what the papers' strengths do in their long ones.
+
+        Args:
+            steps_per_epoch: optimizer steps.
+            epochs: of the whole run.
+            momentum: of the parameter, where it has its own; by default the recipe's.
+            start: share of the run after which the pull begins.
+
+        Raises:
+            InvalidRecipe: a momentum or start that is out of range.
+
+        Example:
+            >>> round(Recipe(lr=0.1, momentum=0.9, schedule="constant").reach(10, 2), 6)  # 20 · 0.1 / (1 − 0.9)
+            20.0
+            >>> round(Recipe(lr=0.1, momentum=0.0, schedule="cosine").reach(10, 2), 6)  # 0.1 · (20 + 1) / 2
+            1.05
+        """
+        momentum = self.momentum if momentum is None else momentum
+        if not 0 <= momentum < 1:
+            raise InvalidRecipe(f"momentum must be from 0 to below 1; got {momentum!r}")
+        if not 0 <= start <= 1:
+            raise InvalidRecipe(f"start must be a share of the run, from 0 to 1; got {start!r}")
+        steps = range(round(start * steps_per_epoch * epochs), steps_per_epoch * epochs)
+        return math.fsum(self.lr_at(step, steps_per_epoch, epochs) for step in steps) / (1 - momentum)
