@@ -152,10 +152,12 @@ def scaled(space: Space, rng: np.random.Generator, count: int) -> list[Genome]:
                 low[row], below[row] = middle[row], genome
         if len(found) == count:
             break
+    raised = {genome for row in set(range(count)) - set(found) for genome in _raised(space, below[row])}
+    hits = set(space.inside(sorted(raised)))
     for row in set(range(count)) - set(found):
-        raised = space.inside(_raised(space, below[row]))
-        if raised:
-            found[row] = raised[rng.integers(len(raised))]
+        chances = [genome for genome in _raised(space, below[row]) if genome in hits]
+        if chances:
+            found[row] = chances[rng.integers(len(chances))]
     return [found[row] for row in sorted(found)]
 
 

@@ -81,10 +81,12 @@ class PruningNet(nn.Module):
     weights. Batch norms: the paper has one per width ratio, since each has statistics of its own. Here one is enough,
     because training uses the batch's statistics and every candidate of a search is recalibrated.
 
-    A warm start keeps the norms' trained scales and offsets as ordinary, cropped parameters. The paper has none
-    (``affine=False``); a trained network can't be put that way, for the norm that follows a layer undoes any scale
-    folded into its weight, and without the offsets each ReLU would cut elsewhere. On a convolutional net trained on 8×8
-    digits, recalibrated candidates start at {with} accuracy with them and at {without} without.
+    A warm start keeps the norms' trained scales and offsets as ordinary, cropped parameters, where the paper has none
+    (``affine=False``): the norm behind a layer undoes any scale folded into its weight, so they could go nowhere else,
+    and at full width the network is then the trained one exactly. A net of three convolutions trained on 8×8 digits,
+    20 recalibrated candidates of 30 to 100 % width: both ways start at 87 % accuracy; after six epochs, over three
+    seeds, those with scales and offsets reach 97.4 to 98.5 % (the worst candidate 95.3 %), those without 97.2 to 97.8 %
+    (the worst 88.9 %).
 
     No channel is moved: where the paper crops the first ones, this takes the best by ``importance``. The sets of
     growing widths are nested either way, these stay right where a layer holds only part of a group, and the channels'
@@ -101,7 +103,8 @@ class PruningNet(nn.Module):
 
     Attributes:
         widths: what ``forward`` runs at in train mode.
-        resting: what ``forward`` runs at in eval mode.
+        resting: what ``forward`` runs at in eval mode; with running statistics of all the widths trained at, so what it
+            gives is a rough figure. :meth:`materialise` and recalibrate for a true one.
 
     Raises:
         InvalidModel: a group is unknown or locked; a layer's weight is shared with another layer or computed.
