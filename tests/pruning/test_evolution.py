@@ -185,6 +185,11 @@ def test_neighbours_are_one_or_two_steps_away() -> None:
     assert sorted(neighbours(space, (1, 0))) == [(0, 0), (0, 1), (1, 1), (2, 0), (2, 1)]
 
 
+def test_a_start_that_is_no_candidate() -> None:
+    with pytest.raises(BadInput, match="'g0' must have one of the widths"):
+        search(SPACE, distance, SMALL, start=a_start() | {"g0": 14})
+
+
 def test_a_candidate_that_overflows_is_the_worst() -> None:
     start = a_start()
     settings = SearchSettings(population=3, iterations=1)

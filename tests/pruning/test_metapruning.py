@@ -119,6 +119,14 @@ def test_layers_get_the_ratios_of_the_groups_they_touch(branches: nn.Module, net
     assert next(site.groups for site in both._sites if site.path == "depthwise") == ("stem",)
 
 
+def test_weights_are_made_from_the_shares_of_channels_kept(branches: nn.Module, network: Network) -> None:
+    net = scrambled(net_of(branches, network))
+    made = net.weights({"left": 3, "right": 2, "mixed": 5})["mixed"]
+    generator = net.generators[[site.path for site in net._sites].index("mixed")]
+    assert torch.equal(made, generator(torch.tensor([3 / 7, 2 / 11, 5 / 19])))
+    assert not torch.allclose(made, generator(torch.tensor([2 / 11, 3 / 7, 5 / 19])))
+
+
 @pytest.mark.parametrize("warm_start", [True, False])
 @pytest.mark.parametrize("kind", ["branches", "inverted"])
 def test_cropping_equals_the_materialised_model(kind: str, warm_start: bool, request: pytest.FixtureRequest) -> None:
@@ -425,6 +433,9 @@ def test_what_does_not_fit_together(
     other = plan.model_copy(update={"budget_ms": 99.0}).model_dump_json()
     with pytest.raises(InvalidPlan, match="begun with"):
         run.load_state_dict(run.state_dict() | {"plan": other})
+    for state in ({"model": {}}, run.state_dict() | {"plan": "{}"}):
+        with pytest.raises(InvalidPlan, match="none of MetaPruning's"):
+            run.load_state_dict(state)
 
 
 def test_holding_out_is_stratified_and_disjoint() -> None:

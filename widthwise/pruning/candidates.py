@@ -13,6 +13,7 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
+from widthwise.luts.errors import BadInput
 from widthwise.network.widths import Widths
 
 __all__ = ["Found", "Genome", "Space", "crosses", "mutants", "neighbours", "scaled"]
@@ -50,6 +51,14 @@ class Space:
         return {group: options[gene] for (group, options), gene in zip(self.options.items(), genome, strict=True)}
 
     def genome(self, widths: Widths) -> Genome:
+        """The genome of these widths.
+
+        Raises:
+            BadInput: a group has no width here, or one that is none of its options.
+        """
+        for group, options in self.options.items():
+            if widths.get(group) not in options:
+                raise BadInput(f"group {group!r} must have one of the widths {list(options)}, got {widths.get(group)}")
         return tuple(list(options).index(widths[group]) for group, options in self.options.items())
 
     @cached_property

@@ -43,7 +43,7 @@ class InvalidSnapshot(BadInput):
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search; the defaults are the paper's.
+    """How to search; the defaults are the paper's, where it has the setting.
 
     Args:
         population: candidates evaluated per iteration.
@@ -110,7 +110,7 @@ class SearchResult:
 
     Args:
         widths: the best candidate's; in the window.
-        accuracy: its fitness.
+        accuracy: its fitness. The greatest of many measured on the same images, so it flatters: judge on others.
         plan_accuracy: fitness of the widths the search began with, whether or not they lie in the window.
         history: one report per iteration.
         evaluations: candidates whose fitness was measured.
@@ -148,6 +148,7 @@ def search(
 
     Raises:
         EmptyWindow: no candidate was found.
+        BadInput: the start is not made of the space's options, or the snapshot can't be written.
         InvalidSnapshot: it is corrupt, or of another search; it is left as it is.
 
     Example:
@@ -158,10 +159,11 @@ def search(
     """
     run = _Search(space, fitness, settings, space.genome(start), _key(space, settings, start, key), snapshot)
     while len(run.history) < settings.iterations:
+        started = time.perf_counter()
         candidates = run.candidates()
         if not candidates:
             break
-        report = run.step(candidates)
+        report = run.step(candidates, started)
         if on_progress is not None:
             on_progress(report)
     return run.result()
@@ -222,9 +224,12 @@ class _Search:
             raise EmptyWindow(self._why_empty())
         return found.genomes
 
-    def step(self, candidates: Sequence[Genome]) -> IterationReport:
-        """Evaluates a population."""
-        started = time.perf_counter()
+    def step(self, candidates: Sequence[Genome], started: float) -> IterationReport:
+        """Evaluates a population.
+
+        Args:
+            started: when the search for it began, in seconds of the performance counter.
+        """
         if self.start_fitness is None:
             self.start_fitness = self._measure(self.start)
         fits = [self.start_fitness if genome == self.start else self._measure(genome) for genome in candidates]

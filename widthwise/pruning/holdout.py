@@ -23,6 +23,8 @@ def hold_out(
     Stratified where the labels are known without reading every example (``targets``, as in torchvision's data sets,
     also behind subsets, or a ``TensorDataset``), else at random. The paper holds out 50 images per class of ImageNet.
 
+    Both take the loader's batch size and workers, but no sampler of its own.
+
     Args:
         share: of the examples to hold out; at least one of each class, and never all of it.
         seed: of the choice, and of the order of the training batches.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -206,9 +207,12 @@ class MetaPruning(Executor):
         """Continues from :meth:`state_dict`.
 
         Raises:
-            InvalidPlan: the state is of a run for another model or budget.
+            InvalidPlan: the state is no run's, or of one for another model or budget.
         """
-        plan = Plan.model_validate_json(state["plan"])
+        try:
+            plan = Plan.model_validate_json(state["plan"])
+        except (KeyError, ValidationError) as error:
+            raise InvalidPlan("the state is none of MetaPruning's: it holds no plan; load the one it saved") from error
         if (plan.signature, plan.budget_ms) != (self._exact.signature, self._exact.budget_ms):
             raise InvalidPlan(
                 f"the state is of {plan.model} at {plan.budget_ms:.4g} ms, this run of {self._exact.model} at "
