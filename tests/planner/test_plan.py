@@ -39,6 +39,13 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+@pytest.mark.parametrize("status", ["optimal", "feasible", "unchanged", "searched"])
+def test_a_plan_says_how_its_widths_were_found(tmp_path: Path, status: str) -> None:
+    plan = Plan.model_validate(DATA | {"certificate": DATA["certificate"] | {"status": status}})
+    plan.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json").certificate.status == status
+
+
 @pytest.mark.parametrize(
     ("text", "ms"), [("20", 20.0), ("20ms", 20.0), (" 0.02 s", 20.0), ("60%", 30.0), ("1e-1ms", 0.1), (".5ms", 0.5)]
 )

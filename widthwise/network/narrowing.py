@@ -22,8 +22,10 @@ from widthwise.network.network import Network, trace_runnable
 
 __all__ = [
     "TOLERANCE",
+    "Indices",
     "Kept",
     "ModuleShape",
+    "kept_indices",
     "leading",
     "narrow",
     "resize",
@@ -31,6 +33,9 @@ __all__ = [
     "silenced_difference",
     "tensors",
 ]
+
+Indices = npt.NDArray[np.int64]
+"""Places in one dimension of a tensor."""
 
 Kept = Mapping[str, Sequence[int]]
 """Channels each group keeps, ascending; groups not named keep all."""
@@ -40,8 +45,6 @@ ModuleShape = tuple[int, int]
 
 TOLERANCE = 1e-4
 """Largest allowed difference between narrow and silenced outputs, relative to the largest output."""
-
-_Indices = npt.NDArray[np.int64]
 
 
 def leading(widths: Mapping[str, int]) -> dict[str, range]:
@@ -65,16 +68,28 @@ def narrow(model: nn.Module, network: Network, kept: Kept, *, share: bool = Fals
         >>> small[0].weight.shape, small[2].weight.shape
         (torch.Size([2, 3, 3, 3]), torch.Size([5, 2, 1, 1]))
     """
-    masks = _masks(network, kept)
+    indices = kept_indices(network, kept)
     small = _shallow_weights(model)
     for path, module in small.named_modules():
-        if path in network.coupling.outputs:
-            outputs = _keep(network.coupling, network.coupling.outputs[path], masks)
-            inputs = outputs
-            if path in network.coupling.inputs:
-                inputs = _keep(network.coupling, network.coupling.inputs[path], masks)
-            _cut(module, inputs, outputs)
+        if path in indices:
+            _cut(module, *indices[path])
     return small if share else _with_own_weights(small, model)
+
+
+def kept_indices(network: Network, kept: Kept) -> dict[str, tuple[Indices, Indices]]:
+    """Path of a narrowable module → the indices of its input and of its output dimension that stay, ascending.
+
+    Norms have one dimension: it stands in both places.
+
+    Raises:
+        InvalidModel: as :func:`narrow`.
+    """
+    masks, coupling = _masks(network, kept), network.coupling
+    outputs = {path: _keep(coupling, labels, masks) for path, labels in coupling.outputs.items()}
+    return {
+        path: (_keep(coupling, coupling.inputs[path], masks) if path in coupling.inputs else indices, indices)
+        for path, indices in outputs.items()
+    }
 
 
 def shapes_of(model: nn.Module) -> dict[str, ModuleShape]:
@@ -151,7 +166,7 @@ class _Silencing(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, network: Network, kept: Kept) -> None:
         super().__init__(graph)
         masks = _masks(network, kept)
-        self._removed: dict[str, tuple[int, _Indices]] = {}
+        self._removed: dict[str, tuple[int, Indices]] = {}
         for name, channels in network.channels.items():
             keep = _keep(network.coupling, network.coupling.free(channels.labels), masks)
             removed = np.setdiff1d(np.arange(len(channels.labels)), keep)
@@ -186,7 +201,7 @@ def _masks(network: Network, kept: Kept) -> list[npt.NDArray[np.bool_]]:
     return masks
 
 
-def _keep(coupling: Coupling, labels: Labels, masks: list[npt.NDArray[np.bool_]]) -> _Indices:
+def _keep(coupling: Coupling, labels: Labels, masks: list[npt.NDArray[np.bool_]]) -> Indices:
     """Indices of a dimension that stay."""
     stays = np.ones(len(labels), dtype=bool)
     for owner in coupling.owners(labels):
@@ -195,7 +210,7 @@ def _keep(coupling: Coupling, labels: Labels, masks: list[npt.NDArray[np.bool_]]
     return np.flatnonzero(stays)
 
 
-def _cut(module: nn.Module, inputs: _Indices, outputs: _Indices) -> None:
+def _cut(module: nn.Module, inputs: Indices, outputs: Indices) -> None:
     """Keeps these indices of a narrowable module's parameters and says so in its attributes."""
     if isinstance(module, nn.Linear):
         _replace(module, "weight", outputs, inputs)
@@ -214,7 +229,7 @@ def _cut(module: nn.Module, inputs: _Indices, outputs: _Indices) -> None:
         module.num_features = len(outputs)
 
 
-def _replace(module: nn.Module, name: str, rows: _Indices, columns: _Indices | None = None) -> None:
+def _replace(module: nn.Module, name: str, rows: Indices, columns: Indices | None = None) -> None:
     tensor = getattr(module, name)
     if tensor is None:
         return
@@ -232,7 +247,7 @@ def _replace(module: nn.Module, name: str, rows: _Indices, columns: _Indices | N
         setattr(module, name, cut)
 
 
-def _select(tensor: torch.Tensor, axis: int, indices: _Indices) -> torch.Tensor:
+def _select(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
     """These ascending indices of an axis; leading ones as a view, so that a large weight is copied only once."""
     count = len(indices)
     if int(indices[-1]) == count - 1:

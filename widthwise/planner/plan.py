@@ -73,9 +73,14 @@ class Certificate(_Data):
     """The proof: no widths among the options keep more than ``bound`` within the budget.
 
     ``gap`` is (bound - importance) / |bound|; 0 for a proven optimum.
+
+    ``searched`` widths were chosen by measured accuracy, not by importance: ``objective`` is the importance they happen
+    to keep, ``bound`` still the exact plan's (or the objective, should it lie above: a search may use widths the plan's
+    options lack), so ``gap`` says what they give up of it and nothing of how good they are. ``seconds`` is the
+    search's.
     """
 
-    status: Literal["optimal", "feasible", "unchanged"]
+    status: Literal["optimal", "feasible", "unchanged", "searched"]
     objective: float
     bound: float
     gap: float = Field(ge=0)
