@@ -24,7 +24,7 @@ from benchmarks.executors import jobs as work
 from benchmarks.executors.setup import TASKS, prepare, published, write
 
 
-def worker(queue: Any, data: str, epochs: int, until: float) -> None:
+def worker(queue: Any, data: str, examples: int | None, epochs: int, until: float) -> None:
     """Takes jobs until there are none or the time is up."""
     import torch
 
@@ -34,21 +34,22 @@ def worker(queue: Any, data: str, epochs: int, until: float) -> None:
         if job is None:
             return
         try:
-            work.run(job, work.data_for(TASKS[job.network], data), epochs)
+            work.run(job, work.data_for(TASKS[job.network], data, examples), epochs)
             print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
         except Exception as error:  # one job that fails must not take the others with it
             print(f"{job.name} failed: {type(error).__name__}: {error}", flush=True)
 
 
-def run_all(names: list[str], data: str, seeds: int, epochs: int, processes: int, limit_s: float) -> None:
+def run_all(arguments: argparse.Namespace) -> None:
     """All jobs without a record."""
-    todo = [job for name in names for job in work.jobs(name, seeds) if not job.done]
+    todo = [job for name in arguments.networks for job in work.jobs(name, arguments.seeds) if not job.done]
+    processes: int = arguments.jobs
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for job in [*todo, *[None] * processes]:
         queue.put(job)
-    until = time.time() + limit_s
-    workers = [context.Process(target=worker, args=(queue, data, epochs, until)) for _ in range(processes)]
+    what = (queue, arguments.data, arguments.examples, arguments.epochs, time.time() + arguments.limit)
+    workers = [context.Process(target=worker, args=what) for _ in range(processes)]
     for process in workers:
         process.start()
     for process in workers:
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="folder of the images, and of published weights")
     parser.add_argument("--weights", type=Path, help="folder of published weights")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--examples", type=int, help="of training and of testing, for a trial")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="training runs at a time")
     parser.add_argument("--time", type=float, default=120.0, help="seconds of profiling (setup)")
@@ -100,14 +102,17 @@ def main() -> None:
     if arguments.what == "table":
         table()
     elif arguments.what == "run":
-        run_all(arguments.networks, arguments.data, arguments.seeds, arguments.epochs, arguments.jobs, arguments.limit)
+        run_all(arguments)
     for name in arguments.networks if arguments.what in ("base", "setup") else ():
         task = TASKS[name]
         if arguments.what == "setup":
             write(f"setup-{name}", prepare(task, arguments.time))
         elif not task.base.is_file():
             start = published(task, arguments.weights or Path())
-            write(f"base-{name}", work.train_base(task, start, work.data_for(task, arguments.data), arguments.epochs))
+            write(
+                f"base-{name}",
+                work.train_base(task, start, work.data_for(task, arguments.data, arguments.examples), arguments.epochs),
+            )
 
 
 if __name__ == "__main__":

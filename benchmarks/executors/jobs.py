@@ -19,8 +19,8 @@ from widthwise.network.loading import load_weights
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.pruning.data import Data, load_data
+from widthwise.pruning.evolution import SearchSettings
 from widthwise.pruning.filters import FilterPruning
-from widthwise.pruning.metapruning import SearchSettings
 from widthwise.pruning.methods import Effort, execute
 from widthwise.pruning.recipe import Recipe
 from widthwise.pruning.training import evaluate, train
@@ -69,10 +69,9 @@ def recipe_for(seed: int) -> Recipe:
 
 
 @functools.cache
-def data_for(task: Task, folder: str) -> Data:
+def data_for(task: Task, folder: str, examples: int | None = None) -> Data:
     """Read once a process."""
-    name = task.data if task.data.startswith("fashion") else f"{task.data}:{folder}"
-    return load_data(name if not folder or not task.data.startswith("fashion") else f"{name}:{folder}", batch_size=128)
+    return load_data(f"{task.data}:{folder}" if folder else task.data, batch_size=128, limit=examples)
 
 
 def train_base(task: Task, start: nn.Module, data: Data, epochs: int) -> dict[str, Any]:
@@ -134,9 +133,9 @@ def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) ->
         load_weights(teacher, task.base)
         effort = Effort(epochs, effort.recipe, search=SEARCH, teacher=teacher.eval())
     curve: list[float] = []
-    predictor = predictor_for(task, model) if method == "metapruning" else None
+    latencies = latencies_of(task, model) if method == "metapruning" else {}
     applied = execute(
-        method, model, plan, data, effort, predictor=predictor,
+        method, model, plan, data, effort, **latencies,
         on_epoch=lambda _, report: curve.append(report.test.accuracy if report.test else float("nan")),
     )  # fmt: skip
     return {"model": applied.model, "curve": curve, "notes": list(applied.notes)}
@@ -148,13 +147,15 @@ def with_widths(plan: Plan, widths: dict[str, int]) -> Plan:
     return plan.model_copy(update={"widths": widths, "kept": kept, "weights": "other"})
 
 
-def predictor_for(task: Task, model: nn.Module) -> Any:
-    """Fitted from the network's table."""
+def latencies_of(task: Task, model: nn.Module) -> dict[str, Any]:
+    """The predictor fitted from the network's table, and the widths worth considering."""
     from widthwise.luts.store import Lut
+    from widthwise.network.granularity import options_from
     from widthwise.planner.predictor import LatencyPredictor
 
     with Lut.open(task.table, readonly=True) as lut:
-        return LatencyPredictor.fit(lut, Network.trace(model, task.example, name=task.network))
+        predictor = LatencyPredictor.fit(lut, Network.trace(model, task.example, name=task.network))
+        return {"predictor": predictor, "options": options_from(lut, predictor.network)}
 
 
 def records(network: str) -> list[dict[str, Any]]:

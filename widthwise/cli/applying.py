@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from widthwise.planner.plan import Plan
-    from widthwise.planner.predictor import LatencyPredictor
     from widthwise.pruning.data import Data
     from widthwise.pruning.methods import Applied, Effort
     from widthwise.pruning.training import EpochReport
@@ -125,18 +124,20 @@ def _trained(method: str, dense: nn.Module, plan: Plan, data: Data, effort: Effo
         on_progress(done / effort.epochs, f"{phase}: {accuracy}")
 
     with progress(method) as on_progress:
-        predictor = None if lut is None else _predictor(dense, plan, lut)
-        return execute(method, dense, plan, data, effort, predictor=predictor, on_epoch=on_epoch)
+        latencies = {} if lut is None else _latencies(dense, plan, lut)
+        return execute(method, dense, plan, data, effort, on_epoch=on_epoch, **latencies)
 
 
-def _predictor(dense: nn.Module, plan: Plan, lut: Path) -> LatencyPredictor:
+def _latencies(dense: nn.Module, plan: Plan, lut: Path) -> dict[str, Any]:
     from widthwise.api import opened
+    from widthwise.network.granularity import options_from
     from widthwise.planner.predictor import LatencyPredictor
     from widthwise.pruning.executor import examples_of, traced_for
 
     network = traced_for(plan, dense, examples_of(plan))
     with opened(lut) as table:
-        return LatencyPredictor.fit(table, network)
+        predictor = LatencyPredictor.fit(table, network)
+        return {"predictor": predictor, "options": options_from(table, predictor.network)}
 
 
 def _answer(answer: dict[str, Any], plan: Plan, as_json: bool) -> None:

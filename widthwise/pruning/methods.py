@@ -8,7 +8,7 @@ trains its PruningNet for half of them, searches, and fine-tunes what it found. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from widthwise.planner.plan import Plan
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.pruning.data import Data
 from widthwise.pruning.evaluation import accelerated, recalibrate
+from widthwise.pruning.evolution import SearchSettings
 from widthwise.pruning.executor import Executor
 from widthwise.pruning.filters import FilterPruning
-from widthwise.pruning.metapruning import MetaPruning, SearchSettings, held_out
+from widthwise.pruning.holdout import hold_out
+from widthwise.pruning.metapruning import MetaPruning
 from widthwise.pruning.recipe import InvalidRecipe, Recipe
 from widthwise.pruning.resrep import MOMENTUM, ResRep
 from widthwise.pruning.slimming import NetworkSlimming
@@ -92,6 +94,7 @@ def execute(
     effort: Effort,
     *,
     predictor: LatencyPredictor | None = None,
+    options: Mapping[str, Sequence[int]] | None = None,
     on_epoch: Progress | None = None,
 ) -> Applied:
     """The narrow model of a plan, trained.
@@ -100,6 +103,7 @@ def execute(
         method: one of :data:`METHODS`.
         model: the dense, trained model; left as it is.
         predictor: of the plan's table; MetaPruning needs it.
+        options: widths MetaPruning chooses from, see :func:`widthwise.network.granularity.options_from`.
 
     Raises:
         BadInput: no such method, too few epochs for its phases, or no predictor for MetaPruning.
@@ -116,7 +120,7 @@ def execute(
     if method == "metapruning":
         if predictor is None:
             raise BadInput("metapruning searches by predicted latency; give the plan's table with --lut")
-        return run.metapruning(predictor)
+        return run.metapruning(predictor, options)
     return {"l1": run.filters, "slimming": run.slimming, "resrep": run.resrep}[method]()
 
 
@@ -137,7 +141,11 @@ class _Run:
 
     def filters(self) -> Applied:
         run = FilterPruning(
-            self.model, self.plan, rounds=self.effort.rounds, steps=self.effort.epochs * self._steps, **self._example
+            self.model,
+            self.plan,
+            rounds=self.effort.rounds,
+            steps=self.effort.epochs * self._steps,
+            example=self._example,
         )
         notes = ["channels were ranked anew by this model's weights"] if run.rescored else []
         history = self._train("retraining", run.model, self.effort.epochs, run)
@@ -147,7 +155,7 @@ class _Run:
         sparse = self.effort.epochs // 2
         reach = self.effort.recipe.reach(self._steps, sparse)
         run = NetworkSlimming(
-            self.model, self.plan, sparsity=max(_LEAST_STRENGTH, _SLIMMING_REACH / reach), **self._example
+            self.model, self.plan, sparsity=max(_LEAST_STRENGTH, _SLIMMING_REACH / reach), example=self._example
         )
         first = self._train("sparse training", run.model, sparse, run)
         small = run.finish()
@@ -163,7 +171,7 @@ class _Run:
             self.plan,
             steps=self.effort.epochs * self._steps,
             forget=max(_LEAST_STRENGTH, _RESREP_REACH / reach),
-            **self._example,
+            example=self._example,
         )
         history = self._train("compactors", run.model, self.effort.epochs, run)
         small = run.finish()
@@ -175,10 +183,11 @@ class _Run:
             )
         return Applied(small, self.plan, (history,), tuple(notes))
 
-    def metapruning(self, predictor: LatencyPredictor) -> Applied:
+    def metapruning(self, predictor: LatencyPredictor, options: Mapping[str, Sequence[int]] | None) -> Applied:
         first, rest = self.effort.epochs // 2, self.effort.epochs - self.effort.epochs // 2
-        run = MetaPruning(self.model, self.plan, predictor=predictor, seed=self.effort.recipe.seed, **self._example)
-        train_loader, validation = held_out(self.data.train, seed=self.effort.recipe.seed)
+        seed = self.effort.recipe.seed
+        run = MetaPruning(self.model, self.plan, predictor=predictor, seed=seed, options=options, example=self._example)
+        train_loader, validation = hold_out(self.data.train, seed=seed)
         history = self._train("PruningNet", run.model, first, run, replace(self.data, train=train_loader))
         found = run.search(
             train_loader, validation, settings=self.effort.search, snapshot=self._checkpoint("search", ".json")
@@ -190,14 +199,14 @@ class _Run:
         return Applied(small, run.plan, (history, second), (f"{note}{found.plan_accuracy:.2%}, both untrained",))
 
     @property
-    def _example(self) -> dict[str, Sequence[torch.Tensor]]:
-        """One batch of the plan's shape from real data, where it fits; else random inputs."""
+    def _example(self) -> Sequence[torch.Tensor] | None:
+        """Real images in the plan's shape, where they fit: channels that are constant show best on them."""
         (shape, *more) = self.plan.inputs
         if more or tuple(shape[1:]) != self.data.sample_shape:
-            return {}
+            return None
         images = next(iter(self.data.test))[0]
         repeats = math.ceil(shape[0] / len(images))
-        return {"example": [images.repeat(repeats, 1, 1, 1)[: shape[0]]]}
+        return [images.repeat(repeats, 1, 1, 1)[: shape[0]]]
 
     @property
     def _steps(self) -> int:
