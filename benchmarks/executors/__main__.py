@@ -12,8 +12,6 @@ JPEG CIFAR-10 is named by its folder (train/<class>/*.jpg, test/<class>/*.jpg), 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,39 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.executors import jobs as work
+from benchmarks.executors.pool import run_all
 from benchmarks.executors.setup import TASKS, prepare, published, write
-
-
-def worker(queue: Any, data: str, examples: int | None, epochs: int, until: float) -> None:
-    """Takes jobs until there are none or the time is up."""
-    import torch
-
-    torch.set_num_threads(1)
-    while time.time() < until:
-        job = queue.get()
-        if job is None:
-            return
-        try:
-            work.run(job, work.data_for(TASKS[job.network], data, examples), epochs)
-            print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
-        except Exception as error:  # one job that fails must not take the others with it
-            print(f"{job.name} failed: {type(error).__name__}: {error}", flush=True)
-
-
-def run_all(arguments: argparse.Namespace) -> None:
-    """All jobs without a record."""
-    todo = [job for name in arguments.networks for job in work.jobs(name, arguments.seeds) if not job.done]
-    processes: int = arguments.jobs
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    for job in [*todo, *[None] * processes]:
-        queue.put(job)
-    what = (queue, arguments.data, arguments.examples, arguments.epochs, time.time() + arguments.limit)
-    workers = [context.Process(target=worker, args=what) for _ in range(processes)]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join()
 
 
 def table() -> None:

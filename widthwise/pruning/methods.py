@@ -127,7 +127,7 @@ def execute(
 def steps_per_epoch(data: Data, recipe: Recipe) -> int:
     """Optimizer steps of an epoch, the batches of all processes taken together."""
     with accelerated() as accelerator:
-        batches = math.ceil(len(data.train) / accelerator.num_processes)
+        batches = math.ceil(len(data.train) / int(accelerator.num_processes))
     return math.ceil(batches / recipe.gradient_accumulation)
 
 
