@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+import widthwise as ww
 from widthwise.cli.app import app
+from widthwise.pruning.evolution import SearchSettings
 
 MODEL = """
 import torch
@@ -23,9 +26,10 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 48, 3, padding=1)
         self.c, self.fc = nn.Conv2d(48, 32, 3, padding=1), nn.Linear(32, 10)
+        self.na, self.nb, self.nc = nn.BatchNorm2d(32), nn.BatchNorm2d(48), nn.BatchNorm2d(32)
     def forward(self, x):
-        x = torch.relu(self.a(x))
-        x = x + self.c(torch.relu(self.b(x)))
+        x = torch.relu(self.na(self.a(x)))
+        x = x + self.nc(self.c(torch.relu(self.nb(self.b(x)))))
         return self.fc(x.mean((2, 3)))
 
 def net():
@@ -35,6 +39,7 @@ def other():
     return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
 """
 SHAPE = ["--input", "1,1,8,8"]
+QUICK_SEARCH = SearchSettings(population=6, iterations=2, parents=2, mutations=2, crossovers=2, recalibration_batches=2)
 
 
 def run(*arguments: object) -> Result:
@@ -105,6 +110,40 @@ def test_apply_verify_and_load(place: Path, model: str, tmp_path: Path) -> None:
 def test_apply_with_data_reports_accuracy(place: Path, model: str, tmp_path: Path) -> None:
     made = answer("apply", place / "plan.json", model, "-o", tmp_path / "s", "--data", "digits", "--epochs", 1)
     assert 0 <= made["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("l1", ["--rounds", 2]),
+        ("slimming", []),
+        ("resrep", ["--distill"]),
+        ("metapruning", ["--lut", "d.lut"]),
+    ],
+)
+def test_every_method_meets_the_plan_and_goes_on_where_it_was(
+    place: Path, model: str, tmp_path: Path, method: str, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("widthwise.pruning.methods.SearchSettings", lambda: QUICK_SEARCH)
+    options = [place / "d.lut" if option == "d.lut" else option for option in options]
+    arguments = ("apply", place / "plan.json", model, "--method", method, "--data", "digits", "--epochs", 2, *options)
+    arguments += ("--checkpoints", tmp_path / "kept")
+    made = answer(*arguments, "-o", tmp_path / "small")
+    assert 0 <= made["accuracy"] <= 1 and 0 <= made["accuracy_dense"] <= 1
+    small = ww.load(tmp_path / "small", model=model)
+    plan = ww.Plan.read(tmp_path / "small" / "plan.json")
+    assert ww.Network.trace(small, torch.zeros(1, 1, 8, 8)).dense == plan.widths
+    assert (plan.certificate.status == "searched") == (method == "metapruning")
+    again = answer(*arguments, "-o", tmp_path / "again")
+    assert again["accuracy"] == made["accuracy"]
+
+
+def test_methods_say_what_they_need(place: Path, model: str, tmp_path: Path) -> None:
+    arguments = ("apply", place / "plan.json", model, "-o", tmp_path / "o", "--method")
+    assert "resrep prunes by training: give --data and --epochs" in refused(*arguments, "resrep")
+    assert "needs at least 2 epochs" in refused(*arguments, "slimming", "--data", "digits", "--epochs", 1)
+    assert "give the plan's table with --lut" in refused(*arguments, "metapruning", "--data", "digits", "--epochs", 2)
+    assert "l1 prunes by training" in refused(*arguments, "l1", "--rounds", 2)
 
 
 def test_solve(tmp_path: Path) -> None:
@@ -278,7 +317,9 @@ def test_bad_options(place: Path, model: str, tmp_path: Path) -> None:
     assert "is no duration" in refused("profile", model, *SHAPE, "--lut", lut, "--time", "soon")
     assert "no target tpu:0" in refused("profile", model, *SHAPE, "--lut", lut, "--target", "tpu:0")
     assert "dtype must be" in refused("profile", model, *SHAPE, "--lut", lut, "--dtype", "int4")
-    assert "there is l1" in refused("apply", place / "plan.json", model, "-o", tmp_path / "o", "--method", "magic")
+    assert "there are l1, slimming" in refused(
+        "apply", place / "plan.json", model, "-o", tmp_path / "o", "--method", "magic"
+    )
     assert "needs --data" in refused("apply", place / "plan.json", model, "-o", tmp_path / "o", "--epochs", 3)
     assert "there are l1" in refused(
         "plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "5ms", "--importance", "x"

@@ -54,8 +54,8 @@ def apply(
         raise BadInput(f"no method {method!r}; there are {', '.join(METHODS)}")
     if epochs < 0 or (epochs and data is None):
         raise BadInput("--epochs needs --data and a number of at least 0")
-    if method != "l1" and not epochs:
-        raise BadInput(f"{method} prunes by training: give --data and --epochs (--method l1 needs neither)")
+    if (method != "l1" or rounds != 1) and not epochs:
+        raise BadInput(f"{method} prunes by training: give --data and --epochs (l1 in one round needs neither)")
     from widthwise.planner.plan import Plan
     from widthwise.pruning import artifact
     from widthwise.pruning.recipe import Recipe

@@ -150,6 +150,7 @@ class MetaPruning(Executor):
     ) -> SearchResult:
         """Looks for the widths of the best accuracy within the budget; :attr:`plan` and :meth:`finish` then have them.
 
+        The window begins at the plan's own latency where that is lower: a network of few widths may have nothing nearer.
         A candidate's accuracy is measured after its norms are recalibrated on training batches, always the same ones.
 
         Args:
@@ -175,7 +176,7 @@ class MetaPruning(Executor):
             Space(
                 self._options,
                 self._predictor.predict_many,
-                low_ms=settings.window * budget_ms,
+                low_ms=min(settings.window * budget_ms, self._exact.predicted_ms * (1 - _ROUNDING)),
                 high_ms=budget_ms * (1 + _ROUNDING),
             ),
             fitness,
