@@ -221,6 +221,27 @@ class TestExecutors:
         assert same_weights(whole.model, again.model)
         assert same_weights(whole.finish(), again.finish())
 
+    def test_what_only_their_state_knows_comes_back(self, tmp_path: Path, plan: Plan) -> None:
+        class Counting(FilterPruning):
+            count = 0
+
+            def before_step(self, step: int) -> None:
+                self.count += 1
+
+            def state_dict(self) -> dict[str, Any]:
+                return {**super().state_dict(), "count": self.count}
+
+            def load_state_dict(self, state: dict[str, Any]) -> None:
+                super().load_state_dict(state)
+                self.count = state["count"]
+
+        killed, again = Counting(wide_net(), plan), Counting(wide_net(), plan)
+        options = {"epochs": 2, "checkpoint": tmp_path / "run.pt", "checkpoint_every": 4}
+        with pytest.raises(Killed):
+            train(killed.model, wide_batches(), executor=killed, on_step=kill_at(5), **options)
+        train(again.model, wide_batches(), executor=again, **options)
+        assert (killed.count, again.count) == (5, 12)
+
     def test_it_brings_steps_and_groups_and_its_weights_are_stored_once(self, tmp_path: Path, plan: Plan) -> None:
         run, other = (ResRep(wide_net(), plan, steps=6, lasso=0.5) for _ in range(2))
         recipe = Recipe(lr=0.01)
