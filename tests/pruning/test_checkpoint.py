@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,11 +109,12 @@ class TestResume:
         "data",
         [
             lambda: batches(workers=2),
+            lambda: batches(workers=1, persistent_workers=True),
             lambda: batches(sampler=SubsetRandomSampler(range(3, 25))),
             lambda: batches(sampler=SubsetRandomSampler(range(3, 25), torch.Generator().manual_seed(5))),
             lambda: [(torch.full((2, 1, 8, 8), float(i)), torch.tensor([i, i + 1])) for i in range(6)],
         ],
-        ids=["worker processes", "a sampler", "a sampler with a generator", "a list"],
+        ids=["worker processes", "persistent ones", "a sampler", "a sampler with a generator", "a list"],
     )
     def test_whatever_the_loader_is(self, tmp_path: Path, data: Any) -> None:
         whole, again = net(), net()
@@ -219,6 +221,27 @@ class TestExecutors:
         assert same_weights(whole.model, again.model)
         assert same_weights(whole.finish(), again.finish())
 
+    def test_what_only_their_state_knows_comes_back(self, tmp_path: Path, plan: Plan) -> None:
+        class Counting(FilterPruning):
+            count = 0
+
+            def before_step(self, step: int) -> None:
+                self.count += 1
+
+            def state_dict(self) -> dict[str, Any]:
+                return {**super().state_dict(), "count": self.count}
+
+            def load_state_dict(self, state: dict[str, Any]) -> None:
+                super().load_state_dict(state)
+                self.count = state["count"]
+
+        killed, again = Counting(wide_net(), plan), Counting(wide_net(), plan)
+        options = {"epochs": 2, "checkpoint": tmp_path / "run.pt", "checkpoint_every": 4}
+        with pytest.raises(Killed):
+            train(killed.model, wide_batches(), executor=killed, on_step=kill_at(5), **options)
+        train(again.model, wide_batches(), executor=again, **options)
+        assert (killed.count, again.count) == (5, 12)
+
     def test_it_brings_steps_and_groups_and_its_weights_are_stored_once(self, tmp_path: Path, plan: Plan) -> None:
         run, other = (ResRep(wide_net(), plan, steps=6, lasso=0.5) for _ in range(2))
         recipe = Recipe(lr=0.01)
@@ -309,6 +332,10 @@ class TestFiles:
             ({"reports": 3}, "is corrupt"),
             ({"weights": {"model": {"0.weight": torch.zeros(12, 1, 3, 3)}}}, "is corrupt"),
             ({"optimizer": {}}, "is corrupt"),
+            ({"good": {}}, "is corrupt"),
+            ({"best": [1]}, "is corrupt"),
+            ({"tally": {"batches": 99}}, "is corrupt"),
+            ({"tally": {"batches": "many"}}, "is corrupt"),
         ],
     )
     def test_what_does_not_fit_is_refused_and_the_model_stays(
@@ -341,6 +368,24 @@ class TestFiles:
         assert [entry.name for entry in path.parent.iterdir()] == ["run.pt"]
         run(path, again)
         assert same_weights(whole, again)
+
+    def test_momentum_of_other_shapes_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.pt"
+        run(path)
+        state = torch.load(path, weights_only=True)
+        state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(5)
+        torch.save(state, path)
+        with pytest.raises(InvalidCheckpoint, match=r"run\.pt is corrupt .*other shapes"):
+            run(path)
+
+    def test_what_could_not_be_read_again_is_not_written(self, tmp_path: Path, plan: Plan) -> None:
+        class Odd(FilterPruning):
+            def state_dict(self) -> dict[str, Any]:
+                return {**super().state_dict(), "chosen": [np.int64(3)]}
+
+        odd = Odd(wide_net(), plan)
+        with pytest.raises(CheckpointNotWritten, match=r"\['chosen'\]\[0\] is a numpy\.int64; give tensors and plain"):
+            run(tmp_path / "run.pt", odd.model, data=wide_batches(), executor=odd)
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
     def test_torchs_own_failure_on_a_full_disk_is_typed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

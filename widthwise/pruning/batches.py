@@ -57,7 +57,8 @@ class Batches:
                 generator.manual_seed(value)
         if hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(epoch)
-        if first == 0:
+        # Persistent workers go on drawing where the last epoch ended; new ones begin from this one's seed.
+        if first == 0 and not getattr(self._loader, "persistent_workers", False):
             return _closing(self._loader)
         if not isinstance(self._loader, DataLoader):
             return islice(self._loader, first, None)

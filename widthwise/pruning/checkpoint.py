@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from widthwise.luts.errors import BadInput
 from widthwise.pruning.recipe import Recipe
@@ -52,7 +53,7 @@ def run_of(
         **asdict(recipe),
         "epochs": epochs,
         "batches_per_epoch": batches,
-        "model": hashlib.sha256(repr(layout).encode()).hexdigest()[:12],
+        "model": f"{len(layout)} tensors, {hashlib.sha256(repr(layout).encode()).hexdigest()[:12]}",
         "parameter_groups": groups,
         **parts,
     }
@@ -101,24 +102,7 @@ class Checkpoint:
         Raises:
             CheckpointNotWritten: on every process; the previous file is whole.
         """
-        problem = None
-        if self.accelerator.is_main_process:
-            draft = self._draft
-            try:
-                with draft.open("wb") as file:
-                    torch.save({"format": FORMAT, "version": VERSION, "run": dict(self.run), **state}, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(self.path)
-            except (OSError, RuntimeError) as error:  # torch wraps some failures of the file in a RuntimeError
-                before = "; the previous checkpoint is whole" if self.path.exists() else ""
-                reason = getattr(error, "strerror", None) or str(error)
-                problem = (
-                    f"can't write the checkpoint {self.path}: {reason}{before}. Make room, or give another place, and "
-                    "start the same run again"
-                )
-            finally:
-                draft.unlink(missing_ok=True)
+        problem = self._replace(state) if self.accelerator.is_main_process else None
         for text in self._gathered(problem):
             if text is not None:
                 raise CheckpointNotWritten(text)
@@ -129,7 +113,30 @@ class Checkpoint:
 
     @property
     def _draft(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        """Always the same, so that what a killed run leaves is overwritten."""
+        return self.path.with_name(f".{self.path.name}.draft")
+
+    def _replace(self, state: Mapping[str, Any]) -> str | None:
+        strange = _strange(state)
+        if strange is not None:
+            return f"can't write the checkpoint {self.path}: {strange}; give tensors and plain values only"
+        try:
+            with self._draft.open("wb") as file:
+                torch.save({"format": FORMAT, "version": VERSION, "run": dict(self.run), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._draft.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of some that the file raises
+            before = "; the previous checkpoint is whole" if self.path.exists() else ""
+            reason = getattr(error, "strerror", None) or str(error)
+            return (
+                f"can't write the checkpoint {self.path}: {reason}{before}. Make room, or give another place, and "
+                "start the same run again"
+            )
+        finally:
+            with suppress(OSError):
+                self._draft.unlink()
+        return None
 
     def _unwritable(self) -> str | None:
         if self.path.is_dir():
@@ -176,6 +183,19 @@ class Checkpoint:
 
         gathered: list[Any] = gather_object([value])
         return gathered
+
+
+def _strange(value: Any, where: str = "the state") -> str | None:
+    """Names what a reader that runs no code would refuse."""
+    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str):
+        return None
+    if isinstance(value, dict):
+        items = [(repr(key), item) for key, item in value.items()]
+    elif type(value) in (list, tuple):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return f"{where} is a {type(value).__module__}.{type(value).__name__}"
+    return next(filter(None, (_strange(item, f"{where}[{key}]") for key, item in items)), None)
 
 
 def _brief(error: Exception) -> str:

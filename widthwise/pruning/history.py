@@ -21,7 +21,8 @@ class EpochReport:
         lr: of the epoch's last step.
         seconds: training and evaluation together.
         test: on the test loader, where one was given.
-        remaining_s: estimate of the seconds that the epochs left will take, from the mean of those finished.
+        remaining_s: estimate of the seconds that the epochs left will take, from the mean of those finished; all of
+            them, though ``Recipe.patience`` may end the run before.
     """
 
     epoch: int

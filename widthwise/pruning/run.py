@@ -245,8 +245,15 @@ class Run:
             for report, test in zip(state["reports"], tests, strict=True)
         ]
         tally = Tally(**state["tally"])
-        self.take(state["weights"])
+        if len(reports) > self.epochs or not 0 <= tally.batches < len(self.batches):
+            raise ValueError(f"it holds {len(reports)} epochs and {tally.batches} batches")
+        for weights in (state["good"], state["best"], state["weights"]):  # all of them, so that none fails later
+            if weights is not None:
+                self.take(weights)
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            if any(isinstance(value, Tensor) and value.shape != parameter.shape for value in values.values()):
+                raise ValueError("the optimizer's state is of other shapes")
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
