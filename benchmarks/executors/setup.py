@@ -17,7 +17,7 @@ from benchmarks.machine import RESULTS, machine
 HERE = RESULTS / "executors"
 WORK = Path("build/executors")
 TARGET = "onnxruntime:cpu"
-_SHARES = 64
+_SHARES = 32
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def latencies(model: nn.Module, example: torch.Tensor, plans: Sequence[Mapping[s
         schedule = Schedule.on(runtime)
         dense = runtime.network(candidate_for(model, network, network.dense, (example,)))
         schedule.warm_up(dense)
-        for begin in range(0, len(plans), 8):
-            part = plans[begin : begin + 8]
+        for begin in range(0, len(plans), 15):
+            part = plans[begin : begin + 15]
             sessions = [runtime.network(candidate_for(model, network, widths, (example,))) for widths in part]
-            pace = Pace(blocks=10, most_blocks=20, half_width=0.005, cap_s=4.0)
+            pace = Pace(blocks=8, most_blocks=12, half_width=0.01, cap_s=2.0)
             timings = [t.measurement(1.0).latency_ms for t in schedule.measure([dense, *sessions], pace)]
             shares += [latency / timings[0] for latency in timings[1:]]
     return shares

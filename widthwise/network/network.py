@@ -28,6 +28,9 @@ __all__ = ["Network", "meta_copy", "trace_runnable"]
 _STEP = 8
 """Between widths of groups whose granularity isn't known."""
 
+_CHOICES = 4
+"""Least number of widths a group is given: steps are found on wide layers and say little about narrow ones."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -108,7 +111,8 @@ class Network:
     def options(
         self, steps: Mapping[str, int] | None = None, *, floor: float = 0.125, most: int = 16
     ) -> dict[str, tuple[int, ...]]:
-        """Widths to choose from, per free group: multiples of its step, at least ``floor`` of the dense width.
+        """Widths to choose from, per free group: multiples of its step or of a quarter of the dense width, whichever is
+        finer, and at least ``floor`` of the dense width.
 
         Args:
             steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
@@ -117,7 +121,7 @@ class Network:
         return {
             group.name: grid(
                 group.size,
-                min(known.get(group.name, _STEP), group.size),
+                min(known.get(group.name, _STEP), max(1, group.size // _CHOICES)),
                 minimum=int(np.ceil(floor * group.size)),
                 most=most,
             )

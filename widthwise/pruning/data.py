@@ -22,7 +22,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from widthwise.pruning.images import Images, InvalidData, Size, View, check_same_classes, open_folder, pixels, read_idx
+from widthwise.pruning.images import (
+    Images,
+    InvalidData,
+    Size,
+    View,
+    batched,
+    check_same_classes,
+    open_folder,
+    pixels,
+    read_idx,
+)
 
 __all__ = ["Data", "InvalidData", "load_data"]
 
@@ -238,8 +248,9 @@ def _loaders(train: Any, test: Any, options: _Options) -> tuple[DataLoader[Any],
             generator=torch.Generator().manual_seed(options.seed),
             drop_last=len(train) > options.batch_size and len(train) % options.batch_size == 1,
             num_workers=options.workers,
+            collate_fn=batched,
         ),
-        DataLoader(test, options.batch_size, num_workers=options.workers),
+        DataLoader(test, options.batch_size, num_workers=options.workers, collate_fn=batched),
     )
 
 

@@ -193,10 +193,10 @@ def evaluate_on(accelerator: Any, model: nn.Module, loader: DataLoader[Any]) -> 
     model.eval()
     with torch.no_grad(), borrowed_sampler(loader):
         for batch in shard(accelerator, loader):
-            images, labels = pair(batch, accelerator.device)
+            images, labels, extremes = pair(batch, accelerator.device)
             with accelerator.autocast():
                 output = model(images)
-            logits = checked_logits(output, labels)
+            logits = checked_logits(output, labels, extremes)
             losses = functional.cross_entropy(logits, labels, reduction="none")
             figures = gather(torch.stack([losses, (logits.argmax(1) == labels).float()], 1))
             batch_loss, batch_correct = figures.sum(0).tolist()
@@ -210,19 +210,23 @@ def shard(accelerator: Any, loader: DataLoader[Any]) -> Any:
     """This process's part of a loader; any other iterable with a length is taken as it is."""
     if not hasattr(loader, "__len__") or not isinstance(loader, Iterable):
         raise InvalidBatch(f"need a loader of (images, labels) with a length, got {type(loader).__name__}")
-    return accelerator.prepare_data_loader(loader) if isinstance(loader, DataLoader) else loader
+    # Batches are moved after their labels were looked at, see pair().
+    return accelerator.prepare_data_loader(loader, device_placement=False) if isinstance(loader, DataLoader) else loader
 
 
-def pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+def pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Images and labels on the device, and the least and the greatest label: read where the labels came from, since on
+    a GPU reading means to wait for it."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         raise InvalidBatch(f"a batch must be a pair of tensors (images, labels); got {describe(batch)}")
     images, labels = batch
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise InvalidBatch(f"labels must be integers of shape (N,); got {labels.dtype} {tuple(labels.shape)}")
-    return images.to(device), labels.to(device).long()
+    low, high = (int(extreme) for extreme in torch.aminmax(labels)) if len(labels) else (0, 0)
+    return images.to(device), labels.to(device).long(), (low, high)
 
 
-def checked_logits(output: Any, labels: Tensor) -> Tensor:
+def checked_logits(output: Any, labels: Tensor, extremes: tuple[int, int]) -> Tensor:
     """The model's output as float32 logits, after checking that every label has one."""
     if not isinstance(output, Tensor):
         raise InvalidModel(
@@ -232,7 +236,7 @@ def checked_logits(output: Any, labels: Tensor) -> Tensor:
     if output.ndim != 2 or len(output) != len(labels):
         raise InvalidModel(f"logits must be ({len(labels)}, classes); the model returns {tuple(output.shape)}")
     # Checked before the loss: on a GPU an index out of range ends the process's whole CUDA context.
-    low, high = (int(extreme) for extreme in torch.aminmax(labels))
+    low, high = extremes
     if low < 0 or high >= output.shape[1]:
         label = low if low < 0 else high
         raise InvalidBatch(

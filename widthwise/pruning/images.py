@@ -6,17 +6,27 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from widthwise.luts.errors import BadInput
 
-__all__ = ["Images", "InvalidData", "Size", "View", "check_same_classes", "open_folder", "pixels", "read_idx"]
+__all__ = [
+    "Images",
+    "InvalidData",
+    "Size",
+    "View",
+    "batched",
+    "check_same_classes",
+    "open_folder",
+    "pixels",
+    "read_idx",
+]
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -41,16 +51,37 @@ class View:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float ``(N, repeat·C, H, W)`` from stored ``(N, C, h, w)``; uint8 counts as 0–1."""
-        images = images.float().div(255) if images.dtype == torch.uint8 else images.float()
-        if self.crop:
-            images = _random_crop(images)
-        if self.flip:
-            flipped = torch.rand(len(images)) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        images = self._augmented(images).float()
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = torch.nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return ((images - mean) / std).repeat(1, self.repeat, 1, 1)
+        mean, std = (torch.tensor(values).mul(unit).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return images.sub(mean).div_(std).repeat(1, self.repeat, 1, 1)
+
+    @property
+    def plain(self) -> View:
+        """The same without augmentation."""
+        return replace(self, crop=False, flip=False)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Each image shifted by up to 4 pixels each way, black coming in, and every second one mirrored.
+
+        All in one look-up on what is stored: a training loader's time goes here.
+        """
+        if not (self.crop or self.flip):
+            return images
+        count, channels, height, width = images.shape
+        rows, columns = torch.arange(height).repeat(count, 1), torch.arange(width).repeat(count, 1)
+        if self.crop:
+            images = torch.nn.functional.pad(images, (_CROP_PADDING,) * 4)
+            top, left = torch.randint(0, 2 * _CROP_PADDING + 1, (2, count, 1))
+            rows, columns = rows + top, columns + left
+        if self.flip:
+            mirrored = torch.rand(count) < 0.5
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        pixels_of = rows[:, :, None] * images.shape[-1] + columns[:, None, :]
+        flat = pixels_of.view(count, 1, -1).expand(-1, channels, -1)
+        return images.flatten(2).gather(2, flat).view(count, channels, height, width)
 
     def image(self, image: Any) -> Tensor:
         """The same for one PIL image."""
@@ -76,12 +107,23 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.__getitems__([index])[0]
+        images, labels = self.__getitems__([index])
+        return images[0], int(labels[0])
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
-        """What torch's loader calls with a whole batch of indices, where a data set has it."""
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """What torch's loader calls with a whole batch of indices, where a data set has it; see :func:`batched`."""
         chosen = torch.as_tensor(indices)
-        return list(zip(self.view(self.images[chosen]), self.labels[chosen].tolist(), strict=True))
+        return self.view(self.images[chosen]), self.labels[chosen]
+
+    @property
+    def plain(self) -> Images:
+        """The same images without augmentation."""
+        return Images(self.images, self.labels, self.view.plain)
+
+
+def batched(fetched: Any) -> Any:
+    """A loader's ``collate_fn``: batches of :class:`Images` as they come, of other data sets as torch makes them."""
+    return fetched if isinstance(fetched, tuple) else default_collate(fetched)
 
 
 def read_idx(path: Path, axes: int, help: str) -> Tensor:
@@ -138,13 +180,3 @@ def pixels(image: Any) -> Tensor:
     import numpy as np
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _random_crop(images: Tensor) -> Tensor:
-    """Each image shifted by up to 4 pixels each way, black coming in."""
-    count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (_CROP_PADDING,) * 4)
-    top, left = torch.randint(0, 2 * _CROP_PADDING + 1, (2, count, 1))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    # Advanced indices around the channel slice put the channels last.
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from widthwise.luts.errors import BadInput
 from widthwise.planner.plan import Plan
@@ -25,6 +26,7 @@ from widthwise.pruning.evolution import SearchSettings
 from widthwise.pruning.executor import Executor
 from widthwise.pruning.filters import FilterPruning
 from widthwise.pruning.holdout import hold_out
+from widthwise.pruning.images import Images
 from widthwise.pruning.metapruning import MetaPruning
 from widthwise.pruning.recipe import InvalidRecipe, Recipe
 from widthwise.pruning.resrep import MOMENTUM, ResRep
@@ -187,7 +189,7 @@ class _Run:
         first, rest = self.effort.epochs // 2, self.effort.epochs - self.effort.epochs // 2
         seed = self.effort.recipe.seed
         run = MetaPruning(self.model, self.plan, predictor=predictor, seed=seed, options=options, example=self._example)
-        train_loader, validation = hold_out(self.data.train, seed=seed)
+        train_loader, validation = hold_out(self.data.train, seed=seed, plain=_plain(self.data.train.dataset))
         history = self._train("PruningNet", run.model, first, run, replace(self.data, train=train_loader))
         found = run.search(
             train_loader, validation, settings=self.effort.search, snapshot=self._checkpoint("search", ".json")
@@ -233,3 +235,10 @@ class _Run:
             checkpoint=self._checkpoint(phase),
             **options,
         )
+
+
+def _plain(dataset: Any) -> Any:
+    """The same examples without augmentation, where they can be had."""
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, Images):
+        return Subset(dataset.dataset.plain, dataset.indices)
+    return None

@@ -57,6 +57,7 @@ class Run:
     checkpoint_every: int | None = None
     reports: list[EpochReport] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    waiting: list[tuple[Tensor, str]] = field(default_factory=list)
     good: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] | None = None
 
@@ -81,6 +82,11 @@ class Run:
     @property
     def history(self) -> History:
         return History(tuple(self.reports))
+
+    @property
+    def lag(self) -> int:
+        """Batches whose figures may wait."""
+        return 0 if self.accelerator.device.type == "cpu" else 1
 
     @property
     def steps(self) -> int:
@@ -130,38 +136,55 @@ class Run:
     def stretch(self, started: float) -> bool:
         """Trains to the epoch's end, or to the next checkpoint within it: then there is more to do."""
         epoch, count, window = len(self.reports), len(self.batches), self.recipe.gradient_accumulation
-        for batch in self.batches.of(epoch, self.tally.batches):
-            index = self.tally.batches
+        first = self.tally.batches
+        for index, batch in enumerate(self.batches.of(epoch, first), first):
             ends = (index + 1) % window == 0 or index + 1 == count
             share = min(window, count - index // window * window)  # an epoch's last window may be shorter
             with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
-                figures = self.backward(batch, share, f"in step {index // window + 1} of epoch {epoch + 1}")
-            self.tally.add(*figures)
+                figures = self.backward(batch, share)
+            self.judge(figures, f"in step {index // window + 1} of epoch {epoch + 1}")
             if ends:
                 step = epoch * self.steps + index // window
                 self.step(step)
                 if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and index + 1 < count:
+                    self.judge()
                     self.require_finite(f"after step {index // window + 1} of epoch {epoch + 1}")
                     self.tally.seconds = time.perf_counter() - started
                     self.save()
                     return True
+        self.judge()
         return False
 
-    def backward(self, batch: Any, share: int, where: str) -> list[float]:
+    def backward(self, batch: Any, share: int) -> Tensor:
         """Gradients of one batch; the sums of loss and of correct answers, and the examples, of all processes."""
-        images, labels = pair(batch, self.accelerator.device)
-        logits = checked_logits(self.wrapped(images), labels)
+        images, labels, extremes = pair(batch, self.accelerator.device)
+        logits = checked_logits(self.wrapped(images), labels, extremes)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         if self.teaching is not None:
             loss = self.teaching.added_to(loss, logits, images)
         correct = (logits.detach().argmax(1) == labels).float().sum()
         figures = torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
-        # Summed over the processes before it is judged, so that they all stop or none does.
-        summed: list[float] = self.accelerator.reduce(figures, reduction="sum").tolist()
-        if not math.isfinite(summed[0]):
-            raise self.diverged(f"the loss became {summed[0]} {where}")
         self.accelerator.backward(loss / share)
+        # Summed over the processes before it is judged, so that they all stop or none does.
+        summed: Tensor = self.accelerator.reduce(figures, reduction="sum")
         return summed
+
+    def judge(self, figures: Tensor | None = None, where: str = "") -> None:
+        """Adds a batch's figures to the tally, on an accelerator those of the batch before: to read the newest would
+        mean to wait for the device in every step. Without figures, all that are waiting.
+
+        Raises:
+            TrainingDiverged: the loss is no longer finite.
+        """
+        if figures is not None:
+            self.waiting.append((figures, where))
+        while len(self.waiting) > (self.lag if figures is not None else 0):
+            found, place = self.waiting.pop(0)
+            loss, correct, examples = found.tolist()
+            if not math.isfinite(loss):
+                self.waiting.clear()
+                raise self.diverged(f"the loss became {loss} {place}")
+            self.tally.add(loss, correct, examples)
 
     def step(self, step: int) -> None:
         self.tally.lr = self.recipe.lr_at(step, self.steps, self.epochs)
