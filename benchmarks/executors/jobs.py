@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.executors.peers import PEERS, prune_with
-from benchmarks.executors.setup import HERE, TASKS, Task, write
+from benchmarks.executors.setup import HERE, TASKS, WORK, Task, write
 from widthwise.network.loading import load_weights
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
@@ -113,7 +113,7 @@ def run(job: Job, data: Data, epochs: int) -> None:
 
 
 def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) -> dict[str, Any]:
-    effort = Effort(epochs, recipe_for(job.seed), search=SEARCH)
+    effort = Effort(epochs, recipe_for(job.seed), search=SEARCH, checkpoints=WORK / "checkpoints" / job.name)
     if job.method == "longer":
         train(model, data, epochs=epochs, recipe=effort.recipe)
         return {"model": model}
@@ -131,7 +131,7 @@ def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) ->
     if distilled:
         teacher = task.build()
         load_weights(teacher, task.base)
-        effort = Effort(epochs, effort.recipe, search=SEARCH, teacher=teacher.eval())
+        effort = replace(effort, teacher=teacher.eval())
     curve: list[float] = []
     latencies = latencies_of(task, model) if method == "metapruning" else {}
     applied = execute(

@@ -109,7 +109,7 @@ def test_coupled_layers_choose_together() -> None:
     least = stacked.norm(dim=1).argsort()[:7]
     assert sorted(least.tolist()) == run.masked["stem"].nonzero().flatten().tolist()
     pulled = torch.cat([compactor.weight.grad for compactor in found.values()], 1)
-    torch.testing.assert_close(pulled, 0.5 * stacked / stacked.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(pulled, 0.5 * math.sqrt(3) * stacked / stacked.norm(dim=1, keepdim=True))
 
 
 @given(st.integers(1, 3000), st.integers(2, 40), st.data())

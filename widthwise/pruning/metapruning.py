@@ -150,7 +150,7 @@ class MetaPruning(Executor):
     ) -> SearchResult:
         """Looks for the widths of the best accuracy within the budget; :attr:`plan` and :meth:`finish` then have them.
 
-        The window begins at the plan's own latency where that is lower: a network of few widths may have nothing nearer.
+        The window begins at the plan's own latency where that is lower: of few widths, none may be nearer.
         A candidate's accuracy is measured after its norms are recalibrated on training batches, always the same ones.
 
         Args:

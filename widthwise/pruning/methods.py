@@ -40,7 +40,7 @@ METHODS = ("l1", "slimming", "resrep", "metapruning")
 _SLIMMING_REACH = 0.3
 """How far the sub-gradient alone could move a scale over the sparse epochs; the paper's runs reach about 1."""
 
-_RESREP_REACH = 2.0
+_RESREP_REACH = 3.0
 """How far the pull on rows that forget could move them after the last were chosen; rows begin with norm 1."""
 
 _LEAST_STRENGTH = 1e-4

@@ -11,6 +11,7 @@ layers until a share of the multiply-accumulates is reached (:class:`ToMacs`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -168,7 +169,7 @@ class ResRep(Executor):
     """Compactors in the user's loop; :meth:`finish` merges them and cuts. No fine-tuning is needed afterwards.
 
     Coupled layers choose together: a channel's norm is that over its rows in all compactors of the group, and the lasso
-    pulls them as one.
+    pulls them as one, by the root of their number times as much.
 
     Args:
         model: the dense, trained model; left as it is.
@@ -263,7 +264,8 @@ class ResRep(Executor):
             chosen = self._selection.masked(self.norms(), _on(self.masked, _CPU), step)
             self.masked = _on(chosen, self._device)
         for group, sites in self._sites.items():
-            norms = self._settled(group).clamp_min(_LEAST_NORM)
+            # As a group lasso weighs groups by their size: n coupled rows are each pulled as one alone would be.
+            norms = self._settled(group).clamp_min(_LEAST_NORM) / math.sqrt(len(sites))
             for site in sites:
                 weight = self._compactor(site).weight
                 if weight.grad is None:
