@@ -157,6 +157,12 @@ def test_a_layer_alone_is_its_kernels_share_of_a_call() -> None:
     assert layer.run() == pytest.approx(20.0 * 6.0 / 10.0)
 
 
+def test_one_call_in_which_the_core_was_away_does_not_decide_a_layers_share() -> None:
+    slow = [Kernel(("Conv",), 900.0)]
+    layer = LoneLayer(lambda: 20.0, calls_s=[10.0] * 7 + [5000.0], runs=[[Kernel(("Conv",), 6.0)]] * 7 + [slow])
+    assert layer.run() == pytest.approx(20.0 * 6.0 / 10.0)
+
+
 @pytest.mark.parametrize(("package", "target"), [("onnxruntime", "onnxruntime:cpu"), ("openvino", "openvino:cpu")])
 def test_a_runtime_that_is_not_installed_names_the_command(
     package: str, target: str, monkeypatch: pytest.MonkeyPatch
