@@ -107,6 +107,19 @@ def test_the_papers_global_threshold() -> None:
         global_widths(model, network, 1.0)
 
 
+def test_without_a_plan_a_share_of_all_channels_goes() -> None:
+    model = make("residual")
+    network = Network.trace(model, EXAMPLE, name="tests")
+    run = NetworkSlimming.to_share(model, network, [EXAMPLE], 0.4)
+    found = scales(run.model)
+    for scale in found.values():
+        scale.grad = torch.zeros_like(scale)
+    run.before_step(0)
+    assert all(bool((scale.grad != 0).all()) for scale in found.values())
+    small = run.finish()
+    assert Network.trace(small, EXAMPLE).dense == global_widths(run.model, network, 0.4) != network.dense
+
+
 def test_sparse_training_separates_scales() -> None:
     model = make("residual").train()
     run = NetworkSlimming(model, plan_for(model, {"inner1": 9}), [EXAMPLE], sparsity=0.05)

@@ -111,18 +111,25 @@ def verify(
     plan: Annotated[Path, typer.Argument(help="The plan.")],
     lut: LutPath,
     model: Annotated[str | None, typer.Argument(help="The dense model; by default the plan's own.")] = None,
+    weights: Weights = None,
+    replan: Annotated[int, typer.Option("--replan", help="New plans at most, until one measures within.")] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the best plan.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a plan against its prediction and its budget, in one interleaved run with the dense model.
 
-    Example: widthwise verify plan.json --lut device.lut
+    With --replan N what was measured corrects the next plan, until one is within the budget and near it.
+
+    Example: widthwise verify plan.json --lut device.lut --replan 2 -o better.json
     """
     from widthwise.luts.errors import BadInput
     from widthwise.network.loading import is_trusted
-    from widthwise.network.narrowing import narrow
+
+    if replan < 0 or (replan and output is None):
+        raise BadInput("--replan takes a number of new plans, at least 0, and needs -o for the best of them")
+    from widthwise.planner.closed_loop import Attempt, best_of, close_loop
     from widthwise.planner.plan import Plan
     from widthwise.planner.verification import Verdict
-    from widthwise.planner.verification import verify as measure
     from widthwise.pruning.executor import examples_of, traced_for
     from widthwise.report.terminal import show, verification_table
 
@@ -131,16 +138,23 @@ def verify(
         raise BadInput(
             f"{plan} is for {loaded.model}, which is no library model; name it: widthwise verify {plan} MODEL"
         )
-    dense = open_model(model or loaded.model, None)
+    dense = open_model(model or loaded.model, weights)
     example = examples_of(loaded)
-    network = traced_for(loaded, dense, example)
-    small = narrow(dense, network, loaded.kept)
-    found = measure(loaded, small, example, path=lut, dense=dense)
+    traced_for(loaded, dense, example)
+
+    def on_attempt(attempt: Attempt) -> None:
+        if replan:
+            note(f"widthwise: measured {attempt.share:.3f} of the budget, retained {attempt.plan.importance:.3f}")
+
+    attempts = close_loop(loaded, dense, example, path=lut, rounds=replan, on_attempt=on_attempt)
+    best = best_of(attempts)
+    if output is not None:
+        best.plan.write(output)
     if as_json:
-        emit(asdict(found))
+        emit({**asdict(best.verification), "attempts": [attempt.share for attempt in attempts]})
     else:
-        show(verification_table(found))
-    if found.verdict is Verdict.MISSES:
+        show(verification_table(best.verification))
+    if best.verification.verdict is Verdict.MISSES:
         raise typer.Exit(UNMET)
 
 

@@ -76,7 +76,7 @@ def verify(
     path: Path,
     dense: nn.Module | None = None,
 ) -> Verification:
-    """Measures the narrow model against the budget, and keeps the measurement in the table at ``path``.
+    """Measures the narrow model against the budget, and keeps it and its layers in the table at ``path``.
 
     Args:
         small: the narrow model.
@@ -94,12 +94,15 @@ def verify(
             raise InvalidTable(f"{path} holds no measurements; make them with `widthwise profile`")
         schedule = Schedule.on(runtime, quiet_ms=quiet_ms)
         models = [small] if dense is None else [small, dense]
-        sessions = [_session(runtime, model, example) for model in models]
+        networks = [_network(runtime, model, example) for model in models]
+        sessions = [_session(runtime, model, network, example) for model, network in zip(models, networks, strict=True)]
         info = {"load": device.load_average(), "reference_ms": schedule.warm_up(sessions[-1])}
         timings = schedule.measure(sessions, _PACE)
         kept = timings[0].measurement(quiet_ms)
         run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)
-        lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), kept, role=Role.VERIFY)
+        layers = networks[0].layers, networks[0].specs(networks[0].dense), timings[0].layer_measurements(quiet_ms)
+        named = [(layer.name, spec, timed) for layer, spec, timed in zip(*layers, strict=True)]
+        lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), kept, named, role=Role.VERIFY)
         del sessions
         gc.collect()  # their graphs refer to themselves and would keep both models' weights
     scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
@@ -154,10 +157,12 @@ def judge(latency_ms: float, interval_ms: tuple[float, float], budget_ms: float)
     )
 
 
-def _session(runtime: Runtime, model: nn.Module, example: Sequence[torch.Tensor]) -> NetworkSession:
+def _network(runtime: Runtime, model: nn.Module, example: Sequence[torch.Tensor]) -> Network:
     network = Network.trace(model, example)
-    if runtime.fuses:
-        network = fused(network)
+    return fused(network) if runtime.fuses else network
+
+
+def _session(runtime: Runtime, model: nn.Module, network: Network, example: Sequence[torch.Tensor]) -> NetworkSession:
     candidate = candidate_for(model, network, network.dense, example)
     session = runtime.network(candidate)
     require_faithful(session, candidate, runtime.target)

@@ -56,6 +56,10 @@ class Executor(ABC):
     def finish(self) -> nn.Module:
         """The narrow model, of exactly the plan's widths."""
 
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for a run to go on from another's state: plain values by name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the optimizer's state."""
         return {"model": self.model.state_dict()}

@@ -103,6 +103,10 @@ class FilterPruning(Executor):
         self._keep_silent()
         return self._cut(self.model, self._kept)
 
+    def settings(self) -> dict[str, Any]:
+        return {"widths": dict(self._plan.widths), "criterion": self._criterion, "rounds": self._rounds,
+                "every": self._every}  # fmt: skip
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"model": self.model.state_dict(), "round": self.round}
         if self._rounds > 1:

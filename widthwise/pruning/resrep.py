@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from widthwise.pruning.executor import Executor, difference_of, examples_of, own
 from widthwise.pruning.members import Member, narrowed_groups, norm_after, producers_of
 from widthwise.pruning.parameters import by_decay
 
-__all__ = ["Compactor", "ResRep", "Selection", "ToMacs", "ToWidths"]
+__all__ = ["Compactor", "ResRep", "ToMacs", "ToWidths"]
 
 MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
@@ -38,21 +38,6 @@ _CPU = torch.device("cpu")
 _LEAST_NORM = 1e-12
 _NEAR_ZERO = 0.1
 """Share of the mean norm of channels that stay, below which a forgetting row that grows has passed zero."""
-
-
-class Selection(Protocol):
-    """Which channels should forget."""
-
-    def due(self, step: int) -> bool:
-        """Whether to choose anew before this step."""
-
-    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Group → whether each channel forgets, chosen from scratch.
-
-        Args:
-            norms: group → norm of each channel's rows.
-            masked: what forgets now.
-        """
 
 
 @dataclass(frozen=True)
@@ -72,9 +57,16 @@ class ToWidths:
     every: int
 
     def due(self, step: int) -> bool:
+        """Whether to choose anew before this step."""
         return step >= self.start and (step - self.start) % self.every == 0
 
     def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Group → whether each channel forgets, chosen from scratch.
+
+        Args:
+            norms: group → norm of each channel's rows.
+            masked: what forgets now.
+        """
         share = min(1.0, (step - self.start + self.every) / max(self.every, self.end - self.start))
         return {group: _least(norms[group], round(share * count)) for group, count in self.removed.items()}
 
@@ -100,9 +92,11 @@ class ToMacs:
     least: int = 1
 
     def due(self, step: int) -> bool:
+        """Whether to choose anew before this step."""
         return step >= self.start and (step - self.start) % self.every == 0
 
     def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """See :meth:`ToWidths.masked`."""
         target = self.share * self.network.macs(self.network.dense)
         most = sum(int(mask.sum()) for mask in masked.values()) + self.more
         widths = {group: len(values) for group, values in norms.items()}
@@ -231,7 +225,7 @@ class ResRep(Executor):
         model: nn.Module,
         network: Network,
         example: tuple[Tensor, ...],
-        selection: Selection,
+        selection: ToWidths | ToMacs,
         groups: Sequence[str],
         lasso: float,
         forget: float | None,
@@ -364,6 +358,11 @@ class ResRep(Executor):
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
             _merge(merged, site, rows[site.path])
         return merged
+
+    def settings(self) -> dict[str, Any]:
+        selection = self._selection
+        chosen = asdict(selection) if isinstance(selection, ToWidths) else {"share": selection.share}
+        return {"lasso": self.lasso, "forget": self.forget, **chosen}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -56,17 +56,44 @@ class NetworkSlimming(Executor):
     def __init__(
         self, model: nn.Module, plan: Plan, example: Sequence[Tensor] | None = None, *, sparsity: float = 1e-4
     ) -> None:
+        example = tuple(example) if example is not None else examples_of(plan)
+        network = traced_for(plan, model, example)
+        norms = {group: _require_norms(model, network, group, plan.model) for group in narrowed_groups(plan)}
+        self._begin(model, network, example, norms, sparsity)
+        self._widths: dict[str, int] | float = dict(plan.widths)
+
+    @classmethod
+    def to_share(
+        cls, model: nn.Module, network: Network, example: Sequence[Tensor], share: float, *, sparsity: float = 1e-4
+    ) -> NetworkSlimming:
+        """The paper's setting, without a plan: all prunable scales are pulled, and :meth:`finish` removes the share of
+        channels that :func:`global_widths` says; groups without norms stay whole."""
+        global_widths(model, network, share)  # refuses what can't be done before anything is trained
+        run = cls.__new__(cls)
+        members = {group.name: norms_of(model, network, group.name) for group in network.free}
+        run._begin(
+            model, network, tuple(example), {group: found for group, found in members.items() if found}, sparsity
+        )
+        run._widths = share
+        return run
+
+    def _begin(
+        self,
+        model: nn.Module,
+        network: Network,
+        example: tuple[Tensor, ...],
+        norms: Mapping[str, list[Member]],
+        sparsity: float,
+    ) -> None:
         if not 0 <= sparsity < float("inf"):
             raise BadInput(f"sparsity must be 0 or above, got {sparsity}")
-        self._example = tuple(example) if example is not None else examples_of(plan)
-        self._network = traced_for(plan, model, self._example)
-        self._widths = dict(plan.widths)
+        self._example, self._network, self._norms = example, network, dict(norms)
         self.model = own_copy(model)
-        self._norms = {
-            group: _require_norms(self.model, self._network, group, plan.model) for group in narrowed_groups(plan)
-        }
         self.sparsity = sparsity
         self.folded = Folded()
+
+    def settings(self) -> dict[str, Any]:
+        return {"widths": self._widths, "sparsity": self.sparsity}
 
     def before_step(self, step: int) -> None:
         """Adds ``s·sign(γ)`` to the gradients of the scales of all groups to narrow."""
@@ -96,14 +123,22 @@ class NetworkSlimming(Executor):
             for group, members in self._norms.items()
         }
 
+    def _largest(self) -> dict[str, npt.NDArray[np.float64]]:
+        dense = self._network.dense
+        return {group: _largest_scales(self.model, members, dense[group]) for group, members in self._norms.items()}
+
     def finish(self) -> nn.Module:
         """The narrow model; the constants that removed channels emitted are folded into the layers that read them.
 
         The trained ``model`` stays as it is.
         """
+        if isinstance(self._widths, float):
+            widths, scores = global_widths(self.model, self._network, self._widths), self._largest()
+        else:
+            widths, scores = self._widths, self.scores()
         kept = {
-            group: sorted(np.argsort(-scores, kind="stable")[: self._widths[group]].tolist())
-            for group, scores in self.scores().items()
+            group: sorted(np.argsort(-values, kind="stable")[: widths[group]].tolist())
+            for group, values in scores.items()
         }
         dense = own_copy(self.model)
         for group, members in self._norms.items():

@@ -125,7 +125,9 @@ def train(
         run = Run.prepare(accelerator, model, batches, epochs, recipe, groups)
         run.executor, run.before_step, run.on_step, run.on_epoch = executor, before_step, on_step, on_epoch
         if checkpoint is not None:
-            names = {"executor": executor and type(executor).__name__, "attention_layers": list(attention_layers)}
+            names: dict[str, Any] = {"executor": None, "attention_layers": list(attention_layers)}
+            if executor is not None:
+                names["executor"] = {"method": type(executor).__name__, **executor.settings()}
             known = run_of(recipe, epochs, len(batches), model, run.optimizer, **names, teacher=teacher is not None)
             run.checkpoint, run.checkpoint_every = Checkpoint(Path(checkpoint), accelerator, known), checkpoint_every
         if teacher is not None:

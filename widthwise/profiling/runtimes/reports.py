@@ -80,9 +80,9 @@ class LoneLayer(Session):
     """A call of a one-layer model, less what isn't the layer: the call itself, and copies between layouts, which a
     network makes once and not around each layer.
 
-    The layer's share of a call is what its kernels report over a call that reports nothing, as in a network: a call that
-    reports takes half as long again where a layer takes 20 µs. Of both the middle half is averaged: one call in which
-    the core was away must not decide.
+    The layer's share of a call is what its kernels report over a call that reports nothing: one that does takes half as
+    long again where a layer takes 20 µs. Of both the middle half is averaged: one call in which the core was away must
+    not decide.
 
     Args:
         call: runs the model; seconds.
