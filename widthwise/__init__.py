@@ -21,6 +21,7 @@ _PLACES = {
     "plan": "widthwise.api",
     "predict": "widthwise.api",
     "profile": "widthwise.api",
+    "replan": "widthwise.api",
     "verify": "widthwise.api",
     "load": "widthwise.pruning.artifact",
     "save": "widthwise.pruning.artifact",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from widthwise.api import plan as plan
     from widthwise.api import predict as predict
     from widthwise.api import profile as profile
+    from widthwise.api import replan as replan
     from widthwise.api import verify as verify
     from widthwise.luts.errors import BadInput as BadInput
     from widthwise.luts.errors import InfeasibleBudget as InfeasibleBudget

@@ -16,6 +16,7 @@ from widthwise.network.loading import is_trusted, load_model, weights_fingerprin
 from widthwise.network.network import Network
 from widthwise.planner import verification
 from widthwise.planner.allocation import allocate
+from widthwise.planner.closed_loop import best_of, close_loop
 from widthwise.planner.importance import score
 from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor, Prediction
@@ -25,7 +26,7 @@ from widthwise.profiling import profiler
 from widthwise.profiling.target import Target
 from widthwise.pruning.filters import FilterPruning
 
-__all__ = ["apply", "plan", "predict", "profile", "verify"]
+__all__ = ["apply", "plan", "predict", "profile", "replan", "verify"]
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 """One input tensor, or one per input."""
@@ -143,6 +144,21 @@ def verify(
         dense = load_model(plan.model)
     path = lut.path if isinstance(lut, Lut) else Path(lut)
     return verification.verify(plan, small, _inputs(example), path=path, dense=dense)
+
+
+def replan(plan: Plan, model: nn.Module, example: Example, *, lut: Table, rounds: int = 2) -> tuple[Plan, Verification]:
+    """The best of this plan and of at most ``rounds`` new ones, each measured; see
+    :mod:`widthwise.planner.closed_loop`.
+
+    Args:
+        model: the dense model; its narrowed copies are timed beside it.
+
+    Raises:
+        InvalidTable, TableMismatch: no table there, or one of another target or device than the plan's.
+    """
+    path = lut.path if isinstance(lut, Lut) else Path(lut)
+    best = best_of(close_loop(plan, model, _inputs(example), path=path, rounds=rounds))
+    return best.plan, best.verification
 
 
 @contextmanager

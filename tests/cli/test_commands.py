@@ -112,6 +112,19 @@ def test_apply_with_data_reports_accuracy(place: Path, model: str, tmp_path: Pat
     assert 0 <= made["accuracy"] <= 1
 
 
+def test_verify_plans_again(place: Path, model: str, tmp_path: Path) -> None:
+    plan = ww.Plan.read(place / "plan.json")
+    (tmp_path / "d.lut").write_bytes((place / "d.lut").read_bytes())
+    plan.model_copy(update={"budget_ms": 0.7 * plan.predicted_ms}).write(tmp_path / "slow.json")
+    lut = ("--lut", tmp_path / "d.lut")
+    assert "needs -o" in refused("verify", tmp_path / "slow.json", model, *lut, "--replan", 2)
+    found = answer("verify", tmp_path / "slow.json", model, *lut, "--replan", 2, "-o", tmp_path / "better.json")
+    better = ww.Plan.read(tmp_path / "better.json")
+    assert found["attempts"][0] > 1.3 and found["measured_ms"] <= better.budget_ms == found["budget_ms"]
+    made = answer("plan", model, *SHAPE, *lut, "--budget", "50%", "--verify", 1)
+    assert made["measured_ms"] <= 1.02 * made["budget_ms"] and made["verdict"] in ("meets", "can't tell")
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [

@@ -81,15 +81,21 @@ def plan(
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds for the solver.")] = 60.0,
+    verify: Annotated[
+        int | None, typer.Option("--verify", help="Measure the plan here, and so many better ones at most.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose every layer's channels: the most importance within the budget, with the proof.
 
     Example: widthwise plan torchvision:resnet18 --input 1,3,224,224 --lut device.lut --budget 60% -o plan.json
     """
+    from widthwise.luts.errors import BadInput
     from widthwise.planner.plan import Budget
 
     Budget.parse(budget)
+    if verify is not None and verify < 0:
+        raise BadInput(f"--verify takes a number of further plans, at least 0, got {verify}")
     example = parse_inputs(inputs)
     from widthwise import api
     from widthwise.network.network import Network
@@ -100,12 +106,16 @@ def plan(
         made = api.plan(
             module, example, lut=table, budget=budget, importance=importance, name=model, time_limit_s=time_limit
         )
+    found = None
+    if verify is not None:
+        made, found = api.replan(made, module, example, lut=lut, rounds=verify)
     if output is not None:
         made.write(output)
     if as_json:
-        emit(_plan_keys(made))
+        measured = {} if found is None else {"measured_ms": found.measured_ms, "verdict": found.verdict}
+        emit({**_plan_keys(made), **measured})
     else:
-        show(plan_table(made, Network.trace(module, example, name=model)))
+        show(plan_table(made, Network.trace(module, example, name=model), verification=found))
         if output is not None:
             show(f"written to {output}; next: widthwise apply {output} {model} -o OUT/")
 
