@@ -42,7 +42,9 @@ def test_a_method_spends_its_epochs_and_meets_the_plan(
         assert report.epochs == phases[phase]
 
     effort = Effort(4, Recipe(lr=0.02), checkpoints=tmp_path)
-    applied = execute(method, model, plan, data, effort, on_epoch=on_epoch)
+    shares: list[float] = []
+    applied = execute(method, model, plan, data, effort, on_epoch=on_epoch, on_share=shares.append)
+    assert shares == sorted(shares) and len(shares) == 4 * 5 and shares[-1] == 1.0
     assert {phase: told.count(phase) for phase in told} == phases
     assert [len(history.epochs) for history in applied.histories] == list(phases.values())
     assert Network.trace(applied.model, EXAMPLE).dense == plan.widths

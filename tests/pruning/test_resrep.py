@@ -14,8 +14,9 @@ from torch.nn import functional
 from tests.pruning.nets import EXAMPLE, make, plan_for
 from widthwise.luts.errors import BadInput, InvalidPlan
 from widthwise.network.network import Network
+from widthwise.pruning.compactors import Compactor
 from widthwise.pruning.executor import difference_of
-from widthwise.pruning.resrep import Compactor, ResRep, ToMacs, ToWidths
+from widthwise.pruning.resrep import ResRep, ToMacs, ToWidths
 
 
 def scramble(run: ResRep, seed: int = 0) -> None:

@@ -115,17 +115,23 @@ def _applied(
 def _trained(method: str, dense: nn.Module, plan: Plan, data: Data, effort: Effort, lut: Path | None) -> Applied:
     from widthwise.pruning.methods import execute
 
-    done = 0
+    share, text = 0.0, ""
+
+    def on_share(done: float) -> None:
+        nonlocal share
+        share = done
+        on_progress(share, text)
 
     def on_epoch(phase: str, report: EpochReport) -> None:
-        nonlocal done
-        done += 1
+        nonlocal text
         accuracy = f"accuracy {report.test.accuracy:.2%}" if report.test is not None else f"loss {report.loss:.3g}"
-        on_progress(done / effort.epochs, f"{phase}: {accuracy}")
+        left = f", {report.remaining_s / 60:.0f} min left" if report.remaining_s >= 60 else ""
+        text = f"{phase}: {accuracy}{left}"
+        on_progress(share, text)
 
     with progress(method) as on_progress:
         latencies = {} if lut is None else _latencies(dense, plan, lut)
-        return execute(method, dense, plan, data, effort, on_epoch=on_epoch, **latencies)
+        return execute(method, dense, plan, data, effort, on_epoch=on_epoch, on_share=on_share, **latencies)
 
 
 def _latencies(dense: nn.Module, plan: Plan, lut: Path) -> dict[str, Any]:

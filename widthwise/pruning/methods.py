@@ -87,6 +87,9 @@ class Applied:
 Progress = Callable[[str, EpochReport], None]
 """Called after every epoch with the phase's name."""
 
+Share = Callable[[float], None]
+"""Called after every step with the share of all epochs that is done."""
+
 
 def execute(
     method: str,
@@ -98,6 +101,7 @@ def execute(
     predictor: LatencyPredictor | None = None,
     options: Mapping[str, Sequence[int]] | None = None,
     on_epoch: Progress | None = None,
+    on_share: Share | None = None,
 ) -> Applied:
     """The narrow model of a plan, trained.
 
@@ -118,7 +122,7 @@ def execute(
     least = {"slimming": 2, "metapruning": 2}.get(method, 1)
     if effort.epochs < least:
         raise InvalidRecipe(f"{method} needs at least {least} epochs, one for each of its phases; got {effort.epochs}")
-    run = _Run(model, plan, data, effort, on_epoch)
+    run = _Run(model, plan, data, effort, on_epoch, on_share)
     if method == "metapruning":
         if predictor is None:
             raise BadInput("metapruning searches by predicted latency; give the plan's table with --lut")
@@ -139,7 +143,9 @@ class _Run:
     plan: Plan
     data: Data
     effort: Effort
-    on_epoch: Progress | None
+    on_epoch: Progress | None = None
+    on_share: Share | None = None
+    epochs_done: int = 0
 
     def filters(self) -> Applied:
         run = FilterPruning(
@@ -225,6 +231,10 @@ class _Run:
         if self.on_epoch is not None:
             tell = self.on_epoch
             options["on_epoch"] = lambda report: tell(phase, report)
+        if self.on_share is not None:
+            show, before, total = self.on_share, self.epochs_done, self.effort.epochs
+            options["on_step"] = lambda step, steps: show((before + step / steps * epochs) / total)
+        self.epochs_done += epochs
         return train(
             model,
             data or self.data,

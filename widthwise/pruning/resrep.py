@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
+from widthwise.pruning.compactors import Compacted, Compactor, Site, insert, merge
 from widthwise.pruning.constants import Folded, fold_constants
 from widthwise.pruning.executor import Executor, difference_of, examples_of, own_copy, traced_for
-from widthwise.pruning.members import Member, narrowed_groups, norm_after, producers_of
+from widthwise.pruning.members import narrowed_groups, norm_after, producers_of
 from widthwise.pruning.parameters import by_decay
+from widthwise.pruning.selection import ToMacs, ToWidths, least
 
-__all__ = ["Compactor", "ResRep", "ToMacs", "ToWidths"]
+__all__ = ["ResRep", "ToMacs", "ToWidths"]
 
 MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
@@ -38,125 +39,6 @@ _CPU = torch.device("cpu")
 _LEAST_NORM = 1e-12
 _NEAR_ZERO = 0.1
 """Share of the mean norm of channels that stay, below which a forgetting row that grows has passed zero."""
-
-
-@dataclass(frozen=True)
-class ToWidths:
-    """The channels of least norm in each group, ever more of them until the plan's widths are reached.
-
-    Args:
-        removed: group → channels to remove in the end.
-        start: step of the first choice; before it only the lasso acts.
-        end: step from which all are chosen.
-        every: steps between choices.
-    """
-
-    removed: Mapping[str, int]
-    start: int
-    end: int
-    every: int
-
-    def due(self, step: int) -> bool:
-        """Whether to choose anew before this step."""
-        return step >= self.start and (step - self.start) % self.every == 0
-
-    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Group → whether each channel forgets, chosen from scratch.
-
-        Args:
-            norms: group → norm of each channel's rows.
-            masked: what forgets now.
-        """
-        share = min(1.0, (step - self.start + self.every) / max(self.every, self.end - self.start))
-        return {group: _least(norms[group], round(share * count)) for group, count in self.removed.items()}
-
-
-@dataclass(frozen=True)
-class ToMacs:
-    """The paper's choice: rows of all layers in ascending order of norm, until the network's cost is reached.
-
-    Args:
-        network: prices the widths that would remain.
-        share: of the dense multiply-accumulates to reach; the paper takes 0.455 for ResNet-50, 0.471 for ResNet-56.
-        start: steps before the first choice; the paper waits 5 epochs.
-        every: steps between choices.
-        more: channels by which each choice may grow.
-        least: channels every group keeps.
-    """
-
-    network: Network
-    share: float
-    start: int
-    every: int = 200
-    more: int = 4
-    least: int = 1
-
-    def due(self, step: int) -> bool:
-        """Whether to choose anew before this step."""
-        return step >= self.start and (step - self.start) % self.every == 0
-
-    def masked(self, norms: Mapping[str, Tensor], masked: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """See :meth:`ToWidths.masked`."""
-        target = self.share * self.network.macs(self.network.dense)
-        most = sum(int(mask.sum()) for mask in masked.values()) + self.more
-        widths = {group: len(values) for group, values in norms.items()}
-        chosen = {group: torch.zeros(len(values), dtype=torch.bool) for group, values in norms.items()}
-        order = sorted(
-            ((float(norm), group, channel) for group, values in norms.items() for channel, norm in enumerate(values))
-        )
-        count = 0
-        for _, group, channel in order:
-            if count >= most or self.network.macs(self.network.dense | widths) <= target:
-                break
-            if widths[group] > self.least:
-                widths[group] -= 1
-                chosen[group][channel] = True
-                count += 1
-        return chosen
-
-
-class Compactor(nn.Module):
-    """Mixes channels: a matrix (D, D) over axis 1, the identity at first."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 2:
-            return functional.linear(x, self.weight)
-        convolve = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[x.ndim]
-        mixed: Tensor = convolve(x, self.weight[(..., *[None] * (x.ndim - 2))])
-        return mixed
-
-
-class _Compacted(nn.Module):
-    """A layer, or the norm behind it, with a compactor."""
-
-    def __init__(self, inner: nn.Module, compactor: Compactor) -> None:
-        super().__init__()
-        self.inner = inner
-        self.compactor = compactor
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.compactor(self.inner(x))
-        return mixed
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A compactor: the layer it follows, the norm between them, and the rows that are a group's."""
-
-    layer: str
-    norm: str | None
-    member: Member
-
-    @property
-    def path(self) -> str:
-        return self.norm or self.layer
-
-    def to(self, device: torch.device) -> _Site:
-        return replace(self, member=self.member.to(device))
 
 
 class ResRep(Executor):
@@ -238,13 +120,13 @@ class ResRep(Executor):
         self._network, self._example = network, example
         self._selection = selection
         self._sites = {
-            group: [_Site(member.path, norms.get(member.path), member) for member in producers_of(network, group)]
+            group: [Site(member.path, norms.get(member.path), member) for member in producers_of(network, group)]
             for group in groups
         }
         self._dense, self._device = model, _CPU
         self.model = own_copy(model)
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
-            _insert(self.model, site)
+            insert(self.model, site)
         self.masked = {group: torch.zeros(network.dense[group], dtype=torch.bool) for group in groups}
         self.at_rest = {group: mask.clone() for group, mask in self.masked.items()}
         self._norms_before = {group: torch.full((network.dense[group],), torch.inf) for group in groups}
@@ -356,7 +238,7 @@ class ResRep(Executor):
                     gone = ~torch.isin(site.member.channels, torch.tensor(list(kept[group]), device=self._device))
                     matrix[site.member.positions[gone]] = 0.0
         for site in {site.path: site for sites in self._sites.values() for site in sites}.values():
-            _merge(merged, site, rows[site.path])
+            merge(merged, site, rows[site.path])
         return merged
 
     def settings(self) -> dict[str, Any]:
@@ -380,61 +262,14 @@ class ResRep(Executor):
 
     def _last_choice(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(self._selection, ToWidths):
-            return {group: _least(norms[group], count) for group, count in self._selection.removed.items()}
+            return {group: least(norms[group], count) for group, count in self._selection.removed.items()}
         return _on(self.masked, _CPU)
 
-    def _compactor(self, site: _Site) -> Compactor:
+    def _compactor(self, site: Site) -> Compactor:
         compacted = self.model.get_submodule(site.path)
-        assert isinstance(compacted, _Compacted)
+        assert isinstance(compacted, Compacted)
         return compacted.compactor
 
 
 def _on(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def _least(norms: Tensor, count: int) -> Tensor:
-    """Marks so many of the least; among equals the last, as the plan keeps the first."""
-    marked = torch.zeros(len(norms), dtype=torch.bool)
-    marked[torch.argsort(-norms, stable=True)[len(norms) - count :]] = True
-    return marked
-
-
-def _insert(model: nn.Module, site: _Site) -> None:
-    parent, _, name = site.path.rpartition(".")
-    inner = model.get_submodule(site.path)
-    weight = inner.weight
-    assert isinstance(weight, Tensor)
-    size = len(model.get_submodule(site.layer).weight)  # type: ignore[arg-type]
-    compacted = _Compacted(inner, Compactor(size).to(weight.device)).train(inner.training)
-    setattr(model.get_submodule(parent), name, compacted)
-
-
-def _merge(model: nn.Module, site: _Site, matrix: Tensor) -> None:
-    """Multiplies a compactor into its layer. The norm between them gets the statistics that the layer then has, as if
-    its channels were uncorrelated: in eval mode what it computes is exact, in train mode near."""
-    layer = model.get_submodule(site.layer)
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    with torch.no_grad():
-        if site.norm is None:
-            weight.copy_(torch.tensordot(matrix, weight, 1))
-            if isinstance(bias, Tensor):
-                bias.copy_(matrix @ bias)
-            return
-        norm = model.get_submodule(site.norm)
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        assert norm.running_mean is not None and norm.running_var is not None
-        gamma = norm.weight if norm.affine else torch.ones_like(norm.running_var)
-        beta = norm.bias if norm.affine else torch.zeros_like(norm.running_var)
-        scale = gamma / (norm.running_var + norm.eps).sqrt()
-        spread = matrix.square() @ (scale.square() * norm.running_var)
-        weight.copy_(torch.tensordot(matrix * scale, weight, 1))
-        mean, offset = matrix @ (scale * norm.running_mean), matrix @ beta
-        if isinstance(bias, Tensor):
-            bias.copy_(matrix @ (scale * bias))
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(spread if norm.affine else torch.full_like(spread, 1.0 - norm.eps))
-        if norm.affine:
-            norm.weight.copy_((spread + norm.eps).sqrt())
-            norm.bias.copy_(offset)

@@ -7,7 +7,7 @@ is a sub-gradient added after ``backward``; the plan's widths take the place of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,11 +157,8 @@ class NetworkSlimming(Executor):
 def scale_scores(model: nn.Module, members: Sequence[Member], size: int) -> npt.NDArray[np.float64]:
     """The sum over a group's norms of |γ|, each relative to its norm's mean."""
     scores = np.zeros(size)
-    for member in members:
-        scale = model.get_submodule(member.path).weight
-        assert isinstance(scale, Tensor)
-        values = scale.detach()[member.positions.to(scale.device)].abs().double().cpu().numpy()
-        np.add.at(scores, member.channels.numpy(), values / max(float(values.mean()), 1e-30))
+    for channels, values in _scales(model, members):
+        np.add.at(scores, channels, values / max(float(values.mean()), 1e-30))
     return scores
 
 
@@ -196,12 +193,20 @@ def global_widths(model: nn.Module, network: Network, share: float, *, least: in
 def _largest_scales(model: nn.Module, members: Sequence[Member], size: int) -> npt.NDArray[np.float64]:
     """Each channel's largest |γ|: it lives while one of its norms lets it through."""
     largest = np.zeros(size)
+    for channels, values in _scales(model, members):
+        np.maximum.at(largest, channels, values)
+    return largest
+
+
+def _scales(
+    model: nn.Module, members: Sequence[Member]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+    """Of each norm, the channels it holds and their |γ|."""
     for member in members:
         scale = model.get_submodule(member.path).weight
         assert isinstance(scale, Tensor)
         values = scale.detach()[member.positions.to(scale.device)].abs().double().cpu().numpy()
-        np.maximum.at(largest, member.channels.numpy(), values)
-    return largest
+        yield member.channels.numpy(), values
 
 
 def _require_norms(model: nn.Module, network: Network, group: str, name: str) -> list[Member]:
