@@ -17,7 +17,7 @@ from widthwise.network.network import Network
 from widthwise.planner import verification
 from widthwise.planner.allocation import allocate
 from widthwise.planner.closed_loop import best_of, close_loop
-from widthwise.planner.importance import score
+from widthwise.planner.importance import Criterion, Importance, score
 from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor, Prediction
 from widthwise.planner.proposal import Proposer
@@ -97,7 +97,7 @@ def plan(
     lut: Table,
     budget: str | float | None = None,
     budget_ms: float | None = None,
-    importance: str = "l1",
+    importance: Criterion | Importance = "l1",
     name: str = "",
     time_limit_s: float = 60.0,
 ) -> Plan:
@@ -105,6 +105,8 @@ def plan(
 
     Args:
         budget: ``"20ms"``, ``"60%"`` of the dense latency, or milliseconds; or give ``budget_ms``.
+        importance: a criterion by name, a function of network and group, or one made of data by
+            :func:`widthwise.planner.importance.taylor`.
         name: what to call the model in the plan, so that it can be rebuilt by name.
 
     Raises:
@@ -118,7 +120,7 @@ def plan(
     network = Network.trace(model, _inputs(example), name=name)
     with opened(lut) as table:
         predictor = LatencyPredictor.fit(table, network)
-        scores = score(model, network, importance)
+        scores = importance if isinstance(importance, Importance) else score(model, network, importance)
         return allocate(predictor, scores, parsed, table, weights=weights_fingerprint(model), time_limit_s=time_limit_s)
 
 
@@ -146,18 +148,27 @@ def verify(
     return verification.verify(plan, small, _inputs(example), path=path, dense=dense)
 
 
-def replan(plan: Plan, model: nn.Module, example: Example, *, lut: Table, rounds: int = 2) -> tuple[Plan, Verification]:
+def replan(
+    plan: Plan,
+    model: nn.Module,
+    example: Example,
+    *,
+    lut: Table,
+    rounds: int = 2,
+    importance: Importance | None = None,
+) -> tuple[Plan, Verification]:
     """The best of this plan and of at most ``rounds`` new ones, each measured; see
     :mod:`widthwise.planner.closed_loop`.
 
     Args:
         model: the dense model; its narrowed copies are timed beside it.
+        importance: what the plan was made by, where that isn't made of weights alone.
 
     Raises:
         InvalidTable, TableMismatch: no table there, or one of another target or device than the plan's.
     """
     path = lut.path if isinstance(lut, Lut) else Path(lut)
-    best = best_of(close_loop(plan, model, _inputs(example), path=path, rounds=rounds))
+    best = best_of(close_loop(plan, model, _inputs(example), path=path, importance=importance, rounds=rounds))
     return best.plan, best.verification
 
 

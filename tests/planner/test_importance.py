@@ -11,7 +11,7 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.network import Network
-from widthwise.planner.importance import Importance, l1_scores, score
+from widthwise.planner.importance import CRITERIA, Importance, fpgm_scores, gamma_scores, l1_scores, score, taylor
 
 
 def test_l1_by_hand() -> None:
@@ -65,3 +65,80 @@ def test_what_is_retained_is_a_weighted_geometric_mean() -> None:
 def test_an_unknown_criterion_lists_those_there_are(branches: nn.Module, network: Network) -> None:
     with pytest.raises(BadInput, match="there are l1"):
         score(branches, network, "magic")
+
+
+def test_the_filter_nearest_to_the_others_is_least_by_geometric_median() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(3, 2, 1))
+    model[0].weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])[:, :, None, None]
+    scores = fpgm_scores(model, Network.trace(model, torch.zeros(1, 2, 3, 3)))["0"]
+    assert scores.tolist() == pytest.approx([15 / (40 / 3), 10 / (40 / 3), 15 / (40 / 3)])
+
+
+def normed() -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1, bias=False), nn.Flatten()
+    )
+    model[1].weight.data = torch.tensor([0.5, -2.0, 1.0])
+    model[1].bias.data = torch.tensor([0.25, 0.0, -1.0])
+    return model.eval()
+
+
+def test_gamma_takes_scales_and_where_there_are_none_filters() -> None:
+    model = normed()
+    scores = gamma_scores(model, Network.trace(model, torch.zeros(1, 1, 1, 1)))["0"]
+    assert scores.tolist() == pytest.approx([0.5 / (3.5 / 3), 2.0 / (3.5 / 3), 1.0 / (3.5 / 3)])
+    plain = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1))
+    network = Network.trace(plain, torch.zeros(1, 1, 4, 4))
+    assert gamma_scores(plain, network)["0"].tolist() == l1_scores(plain, network)["0"].tolist()
+
+
+def test_taylor_is_the_first_order_of_the_loss() -> None:
+    model = normed()
+    network = Network.trace(model, torch.zeros(1, 1, 1, 1))
+    images = torch.tensor([2.0]).view(1, 1, 1, 1)
+    batches = [(images, torch.zeros(1, dtype=torch.long))]
+    found = taylor(model, network, batches, loss=lambda output, _: output.sum())
+    # Output: Σ v_c·(γ_c·x_c + β_c) with v the summed weights behind: first order of a channel = v_c·(γ_c·x_c + β_c)
+    with torch.no_grad():
+        through = model[1](model[0](images)).flatten() * model[2].weight.sum(0).flatten()
+    assert found.scores["0"].tolist() == pytest.approx(through.abs().tolist(), rel=1e-4)
+    assert found.criterion == "taylor" and model[1].weight.grad is None
+
+
+def test_taylor_averages_batches_and_skips_broken_ones() -> None:
+    model = normed()
+    network = Network.trace(model, torch.zeros(1, 1, 1, 1))
+    first, second = (torch.full((1, 1, 1, 1), value) for value in (1.0, 3.0))
+    broken = torch.full((1, 1, 1, 1), math.inf)
+    label = torch.zeros(1, dtype=torch.long)
+
+    def at(*images: torch.Tensor) -> list[float]:
+        batches = [(image, label) for image in images]
+        return taylor(model, network, batches, loss=lambda output, _: output.sum()).scores["0"].tolist()
+
+    each = np.array([at(first), at(second)])
+    assert at(first, second) == pytest.approx(each.mean(0).tolist())
+    assert at(first, broken) == pytest.approx(at(first))
+    with pytest.raises(BadInput, match="taylor needs batches of images and labels with finite gradients"):
+        at(broken)
+
+
+def test_a_function_of_network_and_group() -> None:
+    model = normed()
+    network = Network.trace(model, torch.zeros(1, 1, 1, 1))
+
+    def favourite(network: Network, group: str) -> range:
+        return range(network.dense[group])
+
+    found = score(model, network, favourite)
+    assert (found.criterion, found.scores["0"].tolist()) == ("favourite", [0.0, 1.0, 2.0])
+    with pytest.raises(BadInput, match="gives group '0' 2 scores; it needs 3, finite and not negative"):
+        score(model, network, lambda network, group: [1.0, 2.0])
+    with pytest.raises(BadInput, match="finite and not negative"):
+        score(model, network, lambda network, group: [1.0, math.nan, 2.0])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_scores_every_group(criterion: str, branches: nn.Module, network: Network) -> None:
+    found = score(branches, network, criterion)
+    assert {group: len(values) for group, values in found.scores.items()} == network.dense

@@ -22,9 +22,15 @@ from widthwise.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from widthwise.network.network import Network
+    from widthwise.planner.importance import Importance
     from widthwise.planner.plan import Plan
 
 __all__ = ["plan", "predict", "solve"]
+
+_TAYLOR_BATCHES = 20
 
 
 @reported
@@ -77,7 +83,10 @@ def plan(
     inputs: Inputs,
     lut: LutPath,
     budget: Annotated[str, typer.Option("--budget", help="20ms, or 60% of the dense latency.")],
-    importance: Annotated[str, typer.Option("--importance", help="How channels are ranked.")] = "l1",
+    importance: Annotated[
+        str, typer.Option("--importance", help="l1, l2, fpgm, gamma, std, mean; taylor with --data.")
+    ] = "l1",
+    data: Annotated[str | None, typer.Option("--data", help="For --importance taylor: digits, …")] = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds for the solver.")] = 60.0,
@@ -94,28 +103,33 @@ def plan(
     from widthwise.planner.plan import Budget
 
     Budget.parse(budget)
+    if (importance == "taylor") != (data is not None):
+        raise BadInput("--importance taylor and --data go together: it asks how the loss on real images would change")
     if verify is not None and verify < 0:
         raise BadInput(f"--verify takes a number of further plans, at least 0, got {verify}")
     example = parse_inputs(inputs)
     from widthwise import api
     from widthwise.network.network import Network
+    from widthwise.planner.importance import score
     from widthwise.report.terminal import plan_table, show
 
     with api.opened(lut) as table:
         module = open_model(model, weights)
+        network = Network.trace(module, example, name=model)
+        ranked = _taylor(module, network, data) if importance == "taylor" else score(module, network, importance)
         made = api.plan(
-            module, example, lut=table, budget=budget, importance=importance, name=model, time_limit_s=time_limit
+            module, example, lut=table, budget=budget, importance=ranked, name=model, time_limit_s=time_limit
         )
     found = None
     if verify is not None:
-        made, found = api.replan(made, module, example, lut=lut, rounds=verify)
+        made, found = api.replan(made, module, example, lut=lut, rounds=verify, importance=ranked)
     if output is not None:
         made.write(output)
     if as_json:
         measured = {} if found is None else {"measured_ms": found.measured_ms, "verdict": found.verdict}
         emit({**_plan_keys(made), **measured})
     else:
-        show(plan_table(made, Network.trace(module, example, name=model), verification=found))
+        show(plan_table(made, network, verification=found))
         if output is not None:
             show(f"written to {output}; next: widthwise apply {output} {model} -o OUT/")
 
@@ -143,6 +157,18 @@ def solve(
         show(facts(str(problem), [(name, json.dumps(value)) for name, value in data.items()]))
     if answer.status == "infeasible":
         raise typer.Exit(UNMET)
+
+
+def _taylor(model: nn.Module, network: Network, data: str | None) -> Importance:
+    from itertools import islice
+
+    from widthwise.planner.importance import taylor
+    from widthwise.pruning.data import load_data
+
+    assert data is not None  # refused before
+    shape = network.inputs[0]
+    loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
+    return taylor(model, network, islice(loaded.train, _TAYLOR_BATCHES))
 
 
 def _plan_keys(made: Plan) -> dict[str, Any]:

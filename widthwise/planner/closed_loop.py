@@ -59,6 +59,7 @@ def close_loop(
     example: Sequence[torch.Tensor],
     *,
     path: Path,
+    importance: Importance | None = None,
     rounds: int = 2,
     on_attempt: Callable[[Attempt], None] | None = None,
 ) -> list[Attempt]:
@@ -66,6 +67,7 @@ def close_loop(
 
     Args:
         plan: the first; made for ``dense`` from the table at ``path``, which gains every measurement.
+        importance: what the plan was made by; needed where it isn't made of weights alone.
         rounds: new plans at most.
         on_attempt: called with every one that was measured.
 
@@ -76,7 +78,7 @@ def close_loop(
         InvalidTable, TableMismatch: see :func:`widthwise.planner.verification.verify`.
     """
     network = Network.trace(dense, example, name=plan.model)
-    importance = score(dense, network, plan.criterion)
+    importance = importance or score(dense, network, plan.criterion)
     attempts: list[Attempt] = []
     current: Plan | None = plan
     while current is not None:

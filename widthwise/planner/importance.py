@@ -12,21 +12,24 @@ emptied because others are full.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.groups import FIXED
+from widthwise.network.members import Member, norms_of, producers_of
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 
-__all__ = ["CRITERIA", "Importance", "l1_scores", "score"]
+__all__ = ["CRITERIA", "Criterion", "Importance", "from_weights", "importance_of", "l1_scores", "score", "taylor"]
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Group → one non-negative score per channel."""
@@ -123,22 +126,154 @@ def mean_scores(model: nn.Module, network: Network) -> Scores:
     return _filter_scores(model, network, lambda filters: filters.mean(1).abs())
 
 
+def fpgm_scores(model: nn.Module, network: Network) -> Scores:
+    """As :func:`l1_scores`, by a filter's summed distance to its layer's others: the one nearest to their geometric
+    median is the easiest to replace by them.
+
+    Source: He et al., Filter Pruning via Geometric Median, CVPR 2019 (1811.00250).
+    """
+    return _filter_scores(model, network, lambda filters: torch.cdist(filters, filters).sum(1))
+
+
+def gamma_scores(model: nn.Module, network: Network) -> Scores:
+    """The scales of a group's batch norms, each relative to its norm's mean, averaged; of groups without norms,
+    :func:`l1_scores`.
+
+    Source: Liu et al., Network Slimming, ICCV 2017 (1708.06519).
+    """
+    scores = l1_scores(model, network)
+    for group in network.free:
+        members = norms_of(model, network, group.name)
+        if not members:
+            continue
+        scores[group.name] = np.zeros(group.size)
+        for member in members:
+            scale = model.get_submodule(member.path).weight
+            assert isinstance(scale, torch.Tensor)
+            values = scale.detach().abs().double().cpu().numpy()[member.positions.numpy()]
+            relative = values / max(float(values.mean()), 1e-30) / len(members)
+            np.add.at(scores[group.name], member.channels.numpy(), relative)
+    return scores
+
+
 CRITERIA: dict[str, Callable[[nn.Module, Network], Scores]] = {
     "l1": l1_scores,
     "l2": l2_scores,
+    "fpgm": fpgm_scores,
+    "gamma": gamma_scores,
     "std": std_scores,
     "mean": mean_scores,
 }
-"""Criterion name → scores of a model's channels."""
+"""Criterion name → scores of a model's channels, from its weights alone."""
+
+Criterion = str | Callable[[Network, str], Sequence[float]]
+"""One of :data:`CRITERIA`, or a function of the network and a group's name that gives one score per channel."""
 
 
-def score(model: nn.Module, network: Network, criterion: str = "l1") -> Importance:
+def score(model: nn.Module, network: Network, criterion: Criterion = "l1") -> Importance:
     """The importance of a model's channels.
 
     Raises:
-        BadInput: no such criterion.
+        BadInput: no such criterion, or scores that are negative, not finite, or of another number.
+
+    Example:
+        >>> score(model, network, lambda network, group: range(network.dense[group]))  # doctest: +SKIP
     """
+    if callable(criterion):
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        own = {group.name: np.asarray(list(criterion(network, group.name)), dtype=float) for group in network.free}
+        return importance_of(name, own, network)
     if criterion not in CRITERIA:
         raise BadInput(f"no importance criterion {criterion!r}; there are {', '.join(CRITERIA)}")
-    weights = {group.name: max(1, len(group.producers)) for group in network.free}
-    return Importance(criterion, CRITERIA[criterion](model, network), weights)
+    return importance_of(criterion, CRITERIA[criterion](model, network), network)
+
+
+def from_weights(criterion: str) -> str:
+    """The criterion itself, or ``l1`` where it can't be had from weights alone."""
+    return criterion if criterion in CRITERIA else "l1"
+
+
+def importance_of(criterion: str, scores: Scores, network: Network) -> Importance:
+    """An importance of these scores, every group weighing as many layers as produce it.
+
+    Raises:
+        BadInput: scores that are negative, not finite, or of another number than the group has channels.
+    """
+    for group in network.free:
+        values = scores[group.name]
+        if values.shape != (group.size,) or not (np.isfinite(values).all() and (values >= 0).all()):
+            raise BadInput(
+                f"{criterion} gives group {group.name!r} {len(values)} scores; it needs {group.size}, finite and not "
+                "negative"
+            )
+    return Importance(criterion, scores, {group.name: max(1, len(group.producers)) for group in network.free})
+
+
+def taylor(
+    model: nn.Module,
+    network: Network,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy,
+) -> Importance:
+    """How much the loss would change without a channel, to first order: ``|Σ γ·∂L/∂γ + β·∂L/∂β|`` over a group's norms,
+    or ``|Σ w·∂L/∂w|`` over its filters where it has none; averaged over the batches.
+
+    The members of a group are summed with their signs before the absolute value is taken: they go together. Batches
+    whose gradients aren't finite are skipped. The model is in eval mode meanwhile and stays as it is.
+
+    Args:
+        batches: images and labels; some ten are enough.
+        loss: of the model's output and the labels.
+
+    Source: Shen et al., HALP, NeurIPS 2022 (2110.10811); Molchanov et al., CVPR 2019 (1906.10771).
+
+    Raises:
+        BadInput: no batches, or none with finite gradients.
+
+    Example:
+        >>> importance = taylor(model, network, islice(loader, 10))  # doctest: +SKIP
+    """
+    copied = copy.deepcopy(model).eval().requires_grad_(True)
+    members = {group.name: _summed_over(copied, network, group.name) for group in network.free}
+    total = {group.name: np.zeros(group.size) for group in network.free}
+    used = 0
+    for images, labels in batches:
+        copied.zero_grad()
+        device = next(copied.parameters()).device
+        loss(copied(images.to(device)), labels.to(device)).backward()  # type: ignore[no-untyped-call]
+        found = {group: _signed(parts, network.dense[group]) for group, parts in members.items()}
+        if all(np.isfinite(values).all() for values in found.values()):
+            used += 1
+            for group, values in found.items():
+                total[group] += np.abs(values)
+    if not used:
+        raise BadInput("taylor needs batches of images and labels with finite gradients; it got none")
+    # A channel the loss doesn't feel at all still counts for something, so that no group can be emptied for nothing.
+    scores = {group: values / used + 1e-12 for group, values in total.items()}
+    return importance_of("taylor", scores, network)
+
+
+_Part = tuple[nn.Parameter, Member]
+
+
+def _summed_over(model: nn.Module, network: Network, group: str) -> list[_Part]:
+    """The parameters whose products with their gradients make a group's score."""
+    norms = norms_of(model, network, group)
+    names = ("weight", "bias") if norms else ("weight",)
+    parts = []
+    for member in norms or producers_of(network, group):
+        for name in names:
+            parameter = getattr(model.get_submodule(member.path), name)
+            if parameter is not None:
+                parts.append((parameter, member))
+    return parts
+
+
+def _signed(parts: Sequence[_Part], size: int) -> npt.NDArray[np.float64]:
+    sums = np.zeros(size)
+    for parameter, member in parts:
+        if parameter.grad is not None:
+            product = (parameter.detach() * parameter.grad).flatten(1) if parameter.ndim > 1 else None
+            each = product.sum(1) if product is not None else parameter.detach() * parameter.grad
+            np.add.at(sums, member.channels.numpy(), each.double().cpu().numpy()[member.positions.numpy()])
+    return sums

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from widthwise.pruning.members import Member
+from widthwise.network.members import Member
 
 __all__ = ["Compacted", "Compactor", "Site", "insert", "merge"]
 

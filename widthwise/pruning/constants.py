@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.network.groups import Labels
+from widthwise.network.members import norm_after
 from widthwise.network.narrowing import Kept
 from widthwise.network.network import Network
 from widthwise.pruning.evaluation import in_eval_mode
-from widthwise.pruning.members import norm_after
 
 __all__ = ["Folded", "fold_constants"]
 

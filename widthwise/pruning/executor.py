@@ -29,7 +29,7 @@ from widthwise.planner.plan import Plan
 from widthwise.pruning.evaluation import in_eval_mode
 from widthwise.pruning.parameters import by_decay
 
-__all__ = ["Executor", "difference_of", "examples_of", "own_copy", "traced_for"]
+__all__ = ["Executor", "difference_of", "examples_of", "narrowed_groups", "own_copy", "traced_for"]
 
 
 class Executor(ABC):
@@ -78,6 +78,20 @@ def examples_of(plan: Plan) -> tuple[torch.Tensor, ...]:
 def own_copy(model: nn.Module) -> nn.Module:
     """A copy with its own weights, all of them trainable as they were."""
     return copy.deepcopy(model)
+
+
+def narrowed_groups(plan: Plan) -> dict[str, int]:
+    """The groups that lose channels, and their widths.
+
+    Raises:
+        InvalidPlan: none does.
+    """
+    narrowed = {group: width for group, width in plan.widths.items() if width < plan.dense[group]}
+    if not narrowed:
+        raise InvalidPlan(
+            f"the plan keeps every channel of {plan.model}: there is nothing to prune; plan for a smaller budget"
+        )
+    return narrowed
 
 
 def difference_of(model: nn.Module, other: nn.Module, example: Sequence[torch.Tensor]) -> float:

@@ -14,11 +14,11 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput, VerificationFailed
 from widthwise.network.loading import weights_fingerprint
+from widthwise.network.members import Member, norms_of, producers_of
 from widthwise.network.narrowing import TOLERANCE, Kept, narrow, silenced_difference
-from widthwise.planner.importance import score
+from widthwise.planner.importance import from_weights, score
 from widthwise.planner.plan import Plan
 from widthwise.pruning.executor import Executor, examples_of, own_copy, traced_for
-from widthwise.pruning.members import Member, norms_of, producers_of
 
 __all__ = ["FilterPruning"]
 
@@ -38,7 +38,8 @@ class FilterPruning(Executor):
         plan: made for this model. Where its channels were chosen from other weights, by another criterion or in
             rounds, they are chosen anew from this model's, at the plan's widths.
         example: one tensor per input; random ones of the plan's shapes by default.
-        criterion: how filters are ranked, of :data:`widthwise.planner.importance.CRITERIA`; by default the plan's.
+        criterion: how filters are ranked, of :data:`widthwise.planner.importance.CRITERIA`; by default the plan's, or
+            l1 where that one needs more than weights.
         rounds: steps in which the plan's widths are approached, all groups alike.
         steps: optimizer steps of the whole run; needed for more than one round.
 
@@ -70,10 +71,10 @@ class FilterPruning(Executor):
             raise BadInput(f"{rounds} rounds need steps, the optimizer steps of the whole run, above {max(rounds, 1)}")
         self._example = tuple(example) if example is not None else examples_of(plan)
         self._network = traced_for(plan, model, self._example)
-        self._plan, self._rounds, self._criterion = plan, rounds, criterion or plan.criterion
+        self._plan, self._rounds, self._criterion = plan, rounds, criterion or from_weights(plan.criterion)
         self._every = 1 if steps is None else steps // (rounds + 1)
         other_weights = bool(plan.weights) and weights_fingerprint(model) != plan.weights
-        self.rescored = other_weights or rounds > 1 or self._criterion != plan.criterion
+        self.rescored = other_weights or rounds > 1 or criterion not in (None, plan.criterion)
         self.difference = float("nan")
         self.round = 1
         if rounds == 1:

@@ -22,14 +22,13 @@ from torch.utils.data import DataLoader
 
 from widthwise.luts.errors import BadInput, InvalidPlan
 from widthwise.network.network import Network
-from widthwise.planner.importance import score
+from widthwise.planner.importance import from_weights, score
 from widthwise.planner.plan import Certificate, Plan
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.pruning.candidates import Space
 from widthwise.pruning.evaluation import evaluate, recalibrate
 from widthwise.pruning.evolution import IterationReport, SearchResult, SearchSettings, search
-from widthwise.pruning.executor import Executor, examples_of, traced_for
-from widthwise.pruning.members import narrowed_groups
+from widthwise.pruning.executor import Executor, examples_of, narrowed_groups, traced_for
 from widthwise.pruning.parameters import by_decay
 from widthwise.pruning.pruning_net import PruningNet, restart
 
@@ -108,7 +107,7 @@ class MetaPruning(Executor):
             )
         narrowed_groups(plan)
         self._predictor, self._exact, self._seed, self._ratios = predictor, plan, seed, tuple(ratios)
-        self._importance = score(model, network, plan.criterion)
+        self._importance = score(model, network, from_weights(plan.criterion))
         self._options = _options(network, plan, self._ratios, options)
         self._step = 0
         self.result: SearchResult | None = None

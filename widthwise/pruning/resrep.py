@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.luts.errors import BadInput
+from widthwise.network.members import norm_after, producers_of
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.pruning.compactors import Compacted, Compactor, Site, insert, merge
 from widthwise.pruning.constants import Folded, fold_constants
-from widthwise.pruning.executor import Executor, difference_of, examples_of, own_copy, traced_for
-from widthwise.pruning.members import narrowed_groups, norm_after, producers_of
+from widthwise.pruning.executor import Executor, difference_of, examples_of, narrowed_groups, own_copy, traced_for
 from widthwise.pruning.parameters import by_decay
 from widthwise.pruning.selection import ToMacs, ToWidths, least
 

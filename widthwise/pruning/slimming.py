@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from widthwise.luts.errors import BadInput, InvalidModel
+from widthwise.network.members import Member, norms_of
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.pruning.constants import Folded, fold_constants
-from widthwise.pruning.executor import Executor, examples_of, own_copy, traced_for
-from widthwise.pruning.members import Member, narrowed_groups, norms_of
+from widthwise.pruning.executor import Executor, examples_of, narrowed_groups, own_copy, traced_for
 from widthwise.pruning.parameters import by_decay
 
 __all__ = ["NetworkSlimming", "global_widths", "scale_scores"]

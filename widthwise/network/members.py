@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from widthwise.luts.errors import InvalidPlan
 from widthwise.network.groups import FIXED
 from widthwise.network.network import Network, trace_runnable
-from widthwise.planner.plan import Plan
 
-__all__ = ["Member", "narrowed_groups", "norm_after", "norms_of", "producers_of"]
+__all__ = ["Member", "norm_after", "norms_of", "producers_of"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -35,20 +33,6 @@ class Member:
     def to(self, device: torch.device) -> Member:
         """The same with its tensors on a device."""
         return Member(self.path, self.positions.to(device), self.channels.to(device))
-
-
-def narrowed_groups(plan: Plan) -> dict[str, int]:
-    """The groups that lose channels, and their widths.
-
-    Raises:
-        InvalidPlan: none does.
-    """
-    narrowed = {group: width for group, width in plan.widths.items() if width < plan.dense[group]}
-    if not narrowed:
-        raise InvalidPlan(
-            f"the plan keeps every channel of {plan.model}: there is nothing to prune; plan for a smaller budget"
-        )
-    return narrowed
 
 
 def producers_of(network: Network, group: str) -> list[Member]:
