@@ -112,13 +112,14 @@ def test_apply_with_data_reports_accuracy(place: Path, model: str, tmp_path: Pat
     assert 0 <= made["accuracy"] <= 1
 
 
-def test_importance_from_data(place: Path, model: str, tmp_path: Path) -> None:
-    arguments = ("plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "50%", "--importance", "taylor")
-    assert "--importance taylor and --data go together" in refused(*arguments)
-    answer(*arguments, "--data", "digits", "-o", tmp_path / "taylor.json")
-    plan = ww.Plan.read(tmp_path / "taylor.json")
-    assert plan.criterion == "taylor" and plan.predicted_ms <= plan.budget_ms
-    answer("apply", tmp_path / "taylor.json", model, "-o", tmp_path / "small")
+@pytest.mark.parametrize("importance", ["taylor", "sensitivity"])
+def test_importance_from_data(place: Path, model: str, tmp_path: Path, importance: str) -> None:
+    arguments = ("plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "50%", "--importance", importance)
+    assert "taylor or sensitivity and --data go together" in refused(*arguments)
+    answer(*arguments, "--data", "digits", "-o", tmp_path / "own.json")
+    plan = ww.Plan.read(tmp_path / "own.json")
+    assert plan.criterion == importance and plan.predicted_ms <= plan.budget_ms
+    answer("apply", tmp_path / "own.json", model, "-o", tmp_path / "small")
 
 
 def test_verify_plans_again(place: Path, model: str, tmp_path: Path) -> None:

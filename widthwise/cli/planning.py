@@ -18,10 +18,13 @@ from widthwise.cli.common import (
     emit,
     open_model,
     parse_inputs,
+    progress,
     reported,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import nn
 
     from widthwise.network.network import Network
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plan", "predict", "solve"]
 
-_TAYLOR_BATCHES = 20
+_FROM_DATA = ("taylor", "sensitivity")
+_BATCHES = 20
 
 
 @reported
@@ -84,9 +88,9 @@ def plan(
     lut: LutPath,
     budget: Annotated[str, typer.Option("--budget", help="20ms, or 60% of the dense latency.")],
     importance: Annotated[
-        str, typer.Option("--importance", help="l1, l2, fpgm, gamma, std, mean; taylor with --data.")
+        str, typer.Option("--importance", help="l1, l2, fpgm, gamma, std, mean; taylor, sensitivity with --data.")
     ] = "l1",
-    data: Annotated[str | None, typer.Option("--data", help="For --importance taylor: digits, …")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="For taylor and sensitivity: digits, …")] = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds for the solver.")] = 60.0,
@@ -103,12 +107,15 @@ def plan(
     from widthwise.planner.plan import Budget
 
     Budget.parse(budget)
-    if (importance == "taylor") != (data is not None):
-        raise BadInput("--importance taylor and --data go together: it asks how the loss on real images would change")
+    if (importance in _FROM_DATA) != (data is not None):
+        raise BadInput(
+            f"--importance {' or '.join(_FROM_DATA)} and --data go together: they ask how the loss on images changes"
+        )
     if verify is not None and verify < 0:
         raise BadInput(f"--verify takes a number of further plans, at least 0, got {verify}")
     example = parse_inputs(inputs)
     from widthwise import api
+    from widthwise.network.granularity import options_from
     from widthwise.network.network import Network
     from widthwise.planner.importance import score
     from widthwise.report.terminal import plan_table, show
@@ -116,7 +123,12 @@ def plan(
     with api.opened(lut) as table:
         module = open_model(model, weights)
         network = Network.trace(module, example, name=model)
-        ranked = _taylor(module, network, data) if importance == "taylor" else score(module, network, importance)
+        options = options_from(table, network)
+        ranked = (
+            score(module, network, importance)
+            if data is None
+            else _from_data(importance, module, network, data, options)
+        )
         made = api.plan(
             module, example, lut=table, budget=budget, importance=ranked, name=model, time_limit_s=time_limit
         )
@@ -159,16 +171,29 @@ def solve(
         raise typer.Exit(UNMET)
 
 
-def _taylor(model: nn.Module, network: Network, data: str | None) -> Importance:
+def _from_data(
+    importance: str, model: nn.Module, network: Network, data: str, options: Mapping[str, Sequence[int]]
+) -> Importance:
     from itertools import islice
 
     from widthwise.planner.importance import taylor
+    from widthwise.planner.sensitivity import sensitivity
     from widthwise.pruning.data import load_data
+    from widthwise.pruning.evaluation import evaluate, recalibrate
+    from widthwise.pruning.holdout import hold_out
 
-    assert data is not None  # refused before
     shape = network.inputs[0]
     loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
-    return taylor(model, network, islice(loaded.train, _TAYLOR_BATCHES))
+    if importance == "taylor":
+        return taylor(model, network, islice(loaded.train, _BATCHES))
+    train, held = hold_out(loaded.train)
+
+    def loss_of(small: nn.Module) -> float:
+        recalibrate(small, train, _BATCHES)
+        return evaluate(small, held).loss
+
+    with progress("sensitivity") as on_progress:
+        return sensitivity(model, network, options, loss_of, on_progress=lambda share: on_progress(share, ""))
 
 
 def _plan_keys(made: Plan) -> dict[str, Any]:
