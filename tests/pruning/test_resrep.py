@@ -218,7 +218,7 @@ def test_compactors_have_their_own_settings() -> None:
     model = make("residual")
     run = ResRep(model, plan_for(model), [EXAMPLE], steps=10)
     first, biases, *rest = run.parameter_groups(lr=0.1)
-    assert (first["momentum"], first["weight_decay"]) == (0.99, 0.0)
+    assert (first["momentum"], first["weight_decay"], first["lr"]) == (0.99, 0.0, 0.01)
     assert len(first["params"]) == len(compactors(run))
     assert (biases["lr"], biases["weight_decay"]) == (0.2, 0.0)
     every = [id(parameter) for group in (first, biases, *rest) for parameter in group["params"]]

@@ -115,6 +115,7 @@ def plan(
         raise BadInput(f"--verify takes a number of further plans, at least 0, got {verify}")
     example = parse_inputs(inputs)
     from widthwise import api
+    from widthwise.network.fusion import as_timed
     from widthwise.network.granularity import options_from
     from widthwise.network.network import Network
     from widthwise.planner.importance import score
@@ -123,7 +124,7 @@ def plan(
     with api.opened(lut) as table:
         module = open_model(model, weights)
         network = Network.trace(module, example, name=model)
-        options = options_from(table, network)
+        options = options_from(table, as_timed(network, table))
         ranked = (
             score(module, network, importance)
             if data is None

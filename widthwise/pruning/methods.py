@@ -29,7 +29,7 @@ from widthwise.pruning.holdout import hold_out
 from widthwise.pruning.images import Images
 from widthwise.pruning.metapruning import MetaPruning
 from widthwise.pruning.recipe import InvalidRecipe, Recipe
-from widthwise.pruning.resrep import MOMENTUM, ResRep
+from widthwise.pruning.resrep import MOMENTUM, MOST_LR, ResRep
 from widthwise.pruning.slimming import NetworkSlimming
 from widthwise.pruning.training import EpochReport, History, train
 
@@ -173,7 +173,8 @@ class _Run:
         return Applied(small, self.plan, (first, second), tuple(notes if run.folded.left else []))
 
     def resrep(self) -> Applied:
-        reach = self.effort.recipe.reach(self._steps, self.effort.epochs, momentum=MOMENTUM, start=0.4)
+        recipe = replace(self.effort.recipe, lr=min(self.effort.recipe.lr, MOST_LR))
+        reach = recipe.reach(self._steps, self.effort.epochs, momentum=MOMENTUM, start=0.4)
         run = ResRep(
             self.model,
             self.plan,

@@ -35,6 +35,10 @@ __all__ = ["ResRep", "ToMacs", "ToWidths"]
 MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
 
+MOST_LR = 0.01
+"""Of compactors, the paper's. With that momentum they move ten times as far as other weights at the same rate: at 0.05
+a ResNet-20 fell from 88 % to 72 % within an epoch."""
+
 _CPU = torch.device("cpu")
 _LEAST_NORM = 1e-12
 _NEAR_ZERO = 0.1
@@ -193,13 +197,15 @@ class ResRep(Executor):
         """Compactors with momentum 0.99 and no weight decay; norms and biases without weight decay.
 
         Args:
-            lr: doubled for biases, as the paper's code does; without it they take the optimizer's.
+            lr: what the optimizer gets. It is doubled for biases, as the paper's code does, and for compactors it is at
+                most the paper's 0.01. Without it all take the optimizer's.
         """
         compactors = [m.weight for m in self.model.modules() if isinstance(m, Compactor)]
         biases = [p for name, p in self.model.named_parameters() if name.endswith("bias")] if lr is not None else []
         groups: list[dict[str, Any]] = [{"params": compactors, "momentum": MOMENTUM, "weight_decay": 0.0}]
-        if lr is not None and biases:
-            groups.append({"params": biases, "weight_decay": 0.0, "lr": 2 * lr})
+        if lr is not None:
+            groups[0]["lr"] = min(lr, MOST_LR)
+            groups += [{"params": biases, "weight_decay": 0.0, "lr": 2 * lr}] if biases else []
         return groups + by_decay(self.model, without=[*compactors, *biases])
 
     def finish(self) -> nn.Module:
