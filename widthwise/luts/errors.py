@@ -9,10 +9,13 @@ WidthwiseError                 base: the message says what was given, what is ne
 │   ├── InvalidProblem         an allocation problem that cannot be
 │   ├── InvalidPlan            a plan file that is corrupt, or belongs to another model
 │   ├── InvalidModel           a model, weight file or input shape that does not load or fit
-│   └── InvalidTarget          a target that is unknown or not installed
+│   ├── InvalidTarget          a target that is unknown or not installed
+│   └── …                      of training: InvalidData, InvalidBatch, InvalidRecipe, InvalidCheckpoint,
+│                              CheckpointNotWritten, InvalidSnapshot; beside what they belong to in ``pruning``
 └── Unmet                      the request is well-formed but cannot be met (the command exits 1)
     ├── InfeasibleBudget       ``minimum_ms`` is the least latency any widths reach
-    └── VerificationFailed     the narrow model is not the pruned dense model
+    ├── VerificationFailed     the narrow model is not the pruned dense model
+    └── EmptyWindow            a search found no widths in its latency window
 """
 
 from __future__ import annotations
