@@ -122,6 +122,14 @@ def test_importance_from_data(place: Path, model: str, tmp_path: Path, importanc
     answer("apply", tmp_path / "own.json", model, "-o", tmp_path / "small")
 
 
+def test_frontier(place: Path, model: str) -> None:
+    found = answer("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 6)
+    kept = [point["importance"] for point in found["points"]]
+    assert kept == sorted(kept) and kept[-1] == pytest.approx(1.0) and len(kept) >= 3
+    assert "l1 retained" in run("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 3).stdout
+    assert "at least 2 points" in refused("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 1)
+
+
 def test_verify_plans_again(place: Path, model: str, tmp_path: Path) -> None:
     plan = ww.Plan.read(place / "plan.json")
     (tmp_path / "d.lut").write_bytes((place / "d.lut").read_bytes())
@@ -205,7 +213,9 @@ def test_device() -> None:
     assert run("device").exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["profile", "predict", "plan", "apply", "verify", "solve", "luts", "device"])
+@pytest.mark.parametrize(
+    "command", ["profile", "predict", "plan", "frontier", "apply", "verify", "solve", "luts", "device"]
+)
 def test_help_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

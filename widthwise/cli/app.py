@@ -38,6 +38,7 @@ def _root(
 app.command("profile")(measuring.profile)
 app.command("predict")(planning.predict)
 app.command("plan")(planning.plan)
+app.command("frontier")(planning.frontier)
 app.command("apply")(applying.apply)
 app.command("verify")(measuring.verify)
 app.command("solve")(planning.solve)

@@ -1,8 +1,9 @@
-"""Commands that compute: predict, plan, solve."""
+"""Commands that compute: predict, plan, frontier, solve."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from widthwise.planner.importance import Importance
     from widthwise.planner.plan import Plan
 
-__all__ = ["plan", "predict", "solve"]
+__all__ = ["frontier", "plan", "predict", "solve"]
 
 _FROM_DATA = ("taylor", "sensitivity")
 _BATCHES = 20
@@ -145,6 +146,54 @@ def plan(
         show(plan_table(made, network, verification=found))
         if output is not None:
             show(f"written to {output}; next: widthwise apply {output} {model} -o OUT/")
+
+
+@reported
+def frontier(
+    model: Model,
+    inputs: Inputs,
+    lut: LutPath,
+    importance: Annotated[str, typer.Option("--importance", help="How channels are ranked.")] = "l1",
+    weights: Weights = None,
+    points: Annotated[int, typer.Option("--points", help="Budgets between the least and the dense latency.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show what can be kept at every latency; each point is proved.
+
+    Example: widthwise frontier torchvision:resnet18 --input 1,3,224,224 --lut device.lut
+    """
+    example = parse_inputs(inputs)
+    from widthwise import api
+    from widthwise.network.granularity import options_from
+    from widthwise.network.network import Network
+    from widthwise.planner.frontier import frontier as trace_frontier
+    from widthwise.planner.importance import score
+    from widthwise.planner.predictor import LatencyPredictor
+    from widthwise.report.terminal import rows_table, show
+
+    with api.opened(lut) as table, progress("frontier") as on_progress:
+        module = open_model(model, weights)
+        predictor = LatencyPredictor.fit(table, Network.trace(module, example, name=model))
+        found = trace_frontier(
+            predictor,
+            score(module, predictor.network, importance),
+            options_from(table, predictor.network),
+            points=points,
+            on_progress=lambda share: on_progress(share, ""),
+        )
+    if as_json:
+        emit({"dense_ms": predictor.dense_ms, "points": [asdict(point) for point in found]})
+        return
+    rows = [
+        (
+            f"{point.latency_ms:.4g}",
+            f"{point.latency_ms / predictor.dense_ms:.0%}",
+            f"{point.importance:.3f}",
+            f"{point.gap:.0e}",
+        )
+        for point in found
+    ]
+    show(rows_table(f"{model}: the frontier", ("ms", "of dense", f"{importance} retained", "gap"), rows))
 
 
 @reported

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import widthwise as ww
+from widthwise.luts.errors import BadInput
+from widthwise.network.network import Network
+from widthwise.planner.frontier import frontier
+from widthwise.planner.importance import score
+from widthwise.planner.predictor import LatencyPredictor
+
+
+@pytest.fixture(scope="module")
+def predictor(wide_table: Path, wide_network: Network) -> Iterator[LatencyPredictor]:
+    with ww.Lut.open(wide_table, readonly=True) as lut:
+        yield LatencyPredictor.fit(lut, wide_network)
+
+
+def test_every_point_is_the_best_of_all_widths(
+    predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
+) -> None:
+    importance = score(wide, wide_network)
+    options = {group: (size // 4, size // 2, size) for group, size in wide_network.dense.items()}
+    shares: list[float] = []
+    found = frontier(predictor, importance, options, points=9, on_progress=shares.append)
+    assert shares[-1] == 1.0 and len(found) > 4
+    every = [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
+    latencies = predictor.predict_many(every)
+    assert found[0].latency_ms == pytest.approx(latencies.min())
+    assert dict(found[-1].widths) == wide_network.dense and found[-1].importance == pytest.approx(1.0)
+    for point in found:
+        best = max(
+            importance.retained(widths)
+            for widths, ms in zip(every, latencies, strict=True)
+            if ms <= point.budget_ms * (1 + 1e-9)
+        )
+        assert point.importance == pytest.approx(best, rel=1e-4)
+        assert point.latency_ms <= point.budget_ms * (1 + 1e-9)
+    assert [point.importance for point in found] == sorted(point.importance for point in found)
+
+
+def test_one_point_is_no_frontier(predictor: LatencyPredictor, wide: nn.Module, wide_network: Network) -> None:
+    with pytest.raises(BadInput, match="at least 2 points, got 1"):
+        frontier(predictor, score(wide, wide_network), wide_network.options(), points=1)

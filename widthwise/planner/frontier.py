@@ -1,0 +1,81 @@
+"""The frontier: what can be kept at every latency, each point proved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from widthwise.luts.errors import BadInput
+from widthwise.planner.allocation import RELATIVE_GAP, build_problem
+from widthwise.planner.importance import Importance
+from widthwise.planner.predictor import LatencyPredictor
+from widthwise.planner.solver import solve
+
+__all__ = ["FrontierPoint", "frontier"]
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The best there is within a budget.
+
+    Args:
+        budget_ms: the budget.
+        latency_ms: predicted, at most the budget.
+        importance: what is retained, 1 for the dense network.
+        gap: how far from the optimum it may be, relative.
+        widths: group → channels.
+    """
+
+    budget_ms: float
+    latency_ms: float
+    importance: float
+    gap: float
+    widths: Mapping[str, int]
+
+
+def frontier(
+    predictor: LatencyPredictor,
+    importance: Importance,
+    options: Mapping[str, Sequence[int]],
+    *,
+    points: int = 20,
+    time_limit_s: float = 60.0,
+    on_progress: Callable[[float], None] | None = None,
+) -> list[FrontierPoint]:
+    """Points from the least latency any widths reach to the dense one, by ascending budget.
+
+    The problem is built once; of budgets between which the answer doesn't change, one point is left.
+
+    Args:
+        options: group → widths to choose from, see :func:`widthwise.network.granularity.options_from`.
+        points: budgets, evenly spaced; at least 2.
+        time_limit_s: for all of them together; a point that isn't proved in time has its true gap.
+
+    Raises:
+        BadInput: fewer than 2 points.
+
+    Example:
+        >>> curve = frontier(predictor, score(model, network), options_from(lut, network))  # doctest: +SKIP
+        >>> [(round(point.latency_ms, 1), round(point.importance, 2)) for point in curve]  # doctest: +SKIP
+        [(5.9, 0.21), (7.7, 0.52), ..., (20.3, 1.0)]
+    """
+    if points < 2:
+        raise BadInput(f"a frontier needs at least 2 points, got {points}")
+    dense_ms = predictor.predict(predictor.network.dense).latency_ms
+    problem = build_problem(predictor, importance, dense_ms, options)
+    least_ms = solve(problem.model_copy(update={"budget_ms": -math.inf}), time_limit_s=time_limit_s).minimum_ms
+    found: list[FrontierPoint] = []
+    for done, budget_ms in enumerate(np.linspace(least_ms, max(least_ms, dense_ms), points), 1):
+        within = problem.model_copy(update={"budget_ms": float(budget_ms) * (1 + 1e-12)})
+        answer = solve(within, time_limit_s=time_limit_s / points, relative_gap=RELATIVE_GAP)
+        if answer.status != "infeasible" and (not found or answer.widths != found[-1].widths):
+            kept = importance.retained(answer.widths)
+            found.append(
+                FrontierPoint(float(budget_ms), answer.latency_ms, kept, answer.gap or 0.0, dict(answer.widths))
+            )
+        if on_progress is not None:
+            on_progress(done / points)
+    return found
