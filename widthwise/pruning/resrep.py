@@ -36,8 +36,8 @@ MOMENTUM = 0.99
 """Of compactors: a row without the objective's gradient must fall steadily, and one with it must not be shaken off."""
 
 MOST_LR = 0.01
-"""Of compactors, the paper's. With that momentum they move ten times as far as other weights at the same rate: where all
-else learns at 0.05, a ResNet-20 was at 76.5 % after an epoch with this limit, at 72.5 % without."""
+"""Of compactors, the paper's. With that momentum they move ten times as far as other weights at the same rate: where
+all else learns at 0.05, a ResNet-20 was at 76.5 % after an epoch with this limit, at 72.5 % without."""
 
 _CPU = torch.device("cpu")
 _LEAST_NORM = 1e-12
