@@ -163,6 +163,12 @@ def test_one_call_in_which_the_core_was_away_does_not_decide_a_layers_share() ->
     assert layer.run() == pytest.approx(20.0 * 6.0 / 10.0)
 
 
+def test_a_kernel_shorter_than_the_reports_resolution_has_its_mean() -> None:
+    runs = [[Kernel(("Conv",), micros * 1e-6)] for micros in (0, 0, 1, 0, 0, 1, 0, 0)]
+    layer = LoneLayer(lambda: 8e-6, calls_s=[8e-6] * 8, runs=runs)
+    assert layer.run() == pytest.approx(0.25e-6)
+
+
 @pytest.mark.parametrize(("package", "target"), [("onnxruntime", "onnxruntime:cpu"), ("openvino", "openvino:cpu")])
 def test_a_runtime_that_is_not_installed_names_the_command(
     package: str, target: str, monkeypatch: pytest.MonkeyPatch

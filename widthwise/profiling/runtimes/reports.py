@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import trim_mean
+import numpy as np
 
 from widthwise.profiling.runtimes.base import Session
 from widthwise.profiling.runtimes.deployment import operation_in
@@ -14,8 +14,8 @@ __all__ = ["Kernel", "LoneLayer", "by_layer", "runs_for_a_share"]
 
 _SHARE_S = 0.03
 _SHARE_RUNS = (8, 60)
-_TRIMMED = 0.25
-"""Share of values left out at either end."""
+_RESOLUTION_S = 2e-6
+"""Reports count whole µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,7 @@ class LoneLayer(Session):
     network makes once and not around each layer.
 
     The layer's share of a call is what its kernels report over a call that reports nothing: one that does takes half as
-    long again where a layer takes 20 µs. Of both the middle half is averaged: one call in which the core was away must
-    not decide.
+    long again where a layer takes 20 µs. A call in which the core was away doesn't count.
 
     Args:
         call: runs the model; seconds.
@@ -93,7 +92,13 @@ class LoneLayer(Session):
     def __init__(self, call: Callable[[], float], calls_s: Sequence[float], runs: Sequence[Sequence[Kernel]]) -> None:
         self._call = call
         kernels_s = [sum(kernel.seconds for kernel in run if not kernel.copies) for run in runs]
-        self._share = float(trim_mean(kernels_s, _TRIMMED) / trim_mean(calls_s, _TRIMMED))
+        self._share = _undisturbed_mean(kernels_s) / _undisturbed_mean(calls_s)
 
     def run(self) -> float:
         return self._call() * self._share
+
+
+def _undisturbed_mean(seconds: Sequence[float]) -> float:
+    """Without what is beyond twice the median. A mean, since of a kernel shorter than 1 µs most reports say 0."""
+    values = np.array(seconds)
+    return float(values[values <= 2 * np.median(values) + _RESOLUTION_S].mean())
