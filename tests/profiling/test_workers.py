@@ -116,8 +116,13 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_worker_too(job: Job) -> None:
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def interrupt() -> None:
+        while not multiprocessing.active_children():  # before that it would hit the tracing, in the middle of torch
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         profile_in_workers(Job(job.model, None, job.example, FAKE, job.path, endless), time_s=1.0, workers=1)
