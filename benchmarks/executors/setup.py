@@ -52,7 +52,7 @@ class Task:
 TASKS = {
     task.network: task
     for task in (
-        Task("resnet20", networks.resnet20, "cifar10-jpeg", (3, 32, 32), (70, 50, 40), "resnet20"),
+        Task("resnet20", networks.resnet20, "cifar10-jpeg", (3, 32, 32), (70, 50, 40, 35), "resnet20"),
         Task("resnet56", networks.resnet56, "cifar10-jpeg", (3, 32, 32), (50,), "resnet56"),
         Task("vgg28", networks.vgg28, "fashion-mnist", (1, 28, 28), (70, 50, 35)),
         Task("mobilenet28", networks.mobilenet28, "fashion-mnist", (1, 28, 28), (70, 50, 35)),
