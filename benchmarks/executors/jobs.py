@@ -21,8 +21,9 @@ from widthwise.planner.plan import Plan
 from widthwise.pruning.data import Data, load_data
 from widthwise.pruning.evolution import SearchSettings
 from widthwise.pruning.filters import FilterPruning
-from widthwise.pruning.methods import Effort, execute
+from widthwise.pruning.methods import Effort, execute, steps_per_epoch
 from widthwise.pruning.recipe import Recipe
+from widthwise.pruning.resrep import MOMENTUM, MOST_LR, ResRep, ToMacs
 from widthwise.pruning.training import evaluate, train
 
 OURS = ("l1", "slimming", "resrep", "metapruning")
@@ -30,36 +31,43 @@ DISTILLED = tuple(f"{method}+distillation" for method in ("l1", "resrep"))
 METHODS = ("longer", "uniform", *PEERS, *OURS, *DISTILLED)
 """``longer`` is the dense base trained for as many epochs more; ``uniform`` keeps the same share of every group."""
 
+PAPER = "resrep-macs"
+"""ResRep without a plan: half of the multiply-accumulates, in all groups by the paper's greedy."""
+
 SEARCH = SearchSettings(population=20, iterations=6, parents=6, mutations=8, crossovers=8, recalibration_batches=10)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run."""
+    """One training run; one that is longer than its task's has that in its name."""
 
     network: str
     method: str
     percent: int
     seed: int
+    epochs: int
 
     @property
     def name(self) -> str:
-        return f"{self.network}-{self.method}-{self.percent}-{self.seed}"
+        length = "" if self.epochs == TASKS[self.network].epochs else f"-e{self.epochs}"
+        return f"{self.network}-{self.method}-{self.percent}-{self.seed}{length}"
 
     @property
     def done(self) -> bool:
         return (HERE / f"{self.name}.json").is_file()
 
 
-def jobs(network: str, seeds: int) -> list[Job]:
+def jobs(network: str, seeds: int, epochs: int | None = None) -> list[Job]:
     """All jobs of a network, the middle latency and the first seed first."""
     task = TASKS[network]
+    epochs = epochs or task.epochs
     percents = sorted((int(percent) for percent in task.setup()), key=lambda percent: abs(percent - 50))
-    found = [Job(network, "longer", 100, seed) for seed in range(seeds)]
+    found = [Job(network, "longer", 100, seed, epochs) for seed in range(seeds)]
     found += [
-        Job(network, method, percent, seed)
+        Job(network, method, percent, seed, epochs)
         for seed, percent, method in itertools.product(range(seeds), percents, METHODS[1:])
     ]
+    found += [Job(network, PAPER, 50, 0, epochs)]
     return sorted(found, key=lambda job: job.seed)
 
 
@@ -86,19 +94,18 @@ def train_base(task: Task, start: nn.Module, data: Data, epochs: int) -> dict[st
     return {"accuracy": history.last.test.accuracy, "epochs": epochs, "seconds": time.perf_counter() - began}
 
 
-def run(job: Job, data: Data, epochs: int) -> None:
+def run(job: Job, data: Data) -> None:
     """Trains and keeps the record."""
     task = TASKS[job.network]
     model = task.build()
     load_weights(model, task.base)
     began = time.perf_counter()
-    figures = _trained(job, task, model.eval(), data, epochs)
+    figures = _trained(job, task, model.eval(), data)
     small = figures.pop("model")
     result = evaluate(small, data.test)
     network = Network.trace(small.cpu().eval(), task.example)
     record = {
         **asdict(job),
-        "epochs": epochs,
         "accuracy": result.accuracy,
         "loss": result.loss,
         "base_accuracy": evaluate(model, data.test).accuracy,
@@ -112,11 +119,14 @@ def run(job: Job, data: Data, epochs: int) -> None:
     write(job.name, record)
 
 
-def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) -> dict[str, Any]:
+def _trained(job: Job, task: Task, model: nn.Module, data: Data) -> dict[str, Any]:
+    epochs = job.epochs
     effort = Effort(epochs, recipe_for(job.seed), search=SEARCH, checkpoints=WORK / "checkpoints" / job.name)
     if job.method == "longer":
         train(model, data, epochs=epochs, recipe=effort.recipe)
         return {"model": model}
+    if job.method == PAPER:
+        return resrep_by_macs(model, job.percent / 100, data, effort, task.example)
     entry = task.setup()[str(job.percent)]
     if job.method in PEERS:
         return {"model": prune_with(job.method, model, entry["uniform_keeps"], data, effort, task.example)}
@@ -139,6 +149,19 @@ def _trained(job: Job, task: Task, model: nn.Module, data: Data, epochs: int) ->
         on_epoch=lambda _, report: curve.append(report.test.accuracy if report.test else float("nan")),
     )  # fmt: skip
     return {"model": applied.model, "curve": curve, "notes": list(applied.notes)}
+
+
+def resrep_by_macs(model: nn.Module, share: float, data: Data, effort: Effort, example: torch.Tensor) -> dict[str, Any]:
+    """The paper's setting, with a pull on rows that forget as strong as so short a run needs."""
+    network = Network.trace(model, example)
+    per_epoch = steps_per_epoch(data, effort.recipe)
+    steps = per_epoch * effort.epochs
+    chosen = ToMacs(network, share, start=steps // 20, every=max(1, steps // 100), more=8)
+    reach = replace(effort.recipe, lr=MOST_LR).reach(per_epoch, effort.epochs, momentum=MOMENTUM, start=0.4)
+    run = ResRep.to_macs(model, network, [example], chosen, forget=max(1e-4, 3 / reach))
+    train(run.model, data, epochs=effort.epochs, recipe=effort.recipe, executor=run)
+    small = run.finish()
+    return {"model": small, "residual": run.residual}
 
 
 def with_widths(plan: Plan, widths: dict[str, int]) -> Plan:

@@ -37,6 +37,9 @@ __all__ = ["METHODS", "Applied", "Effort", "execute", "steps_per_epoch"]
 
 METHODS = ("l1", "slimming", "resrep", "metapruning")
 
+_SLIMMING_SHARE = 0.5
+"""Of the epochs, spent on sparsity; fine-tuning gets the rest."""
+
 _SLIMMING_REACH = 0.3
 """How far the sub-gradient alone could move a scale over the sparse epochs; the paper's runs reach about 1."""
 
@@ -160,7 +163,7 @@ class _Run:
         return Applied(run.finish(), self.plan, (history,), tuple(notes))
 
     def slimming(self) -> Applied:
-        sparse = self.effort.epochs // 2
+        sparse = max(1, round(self.effort.epochs * _SLIMMING_SHARE))
         reach = self.effort.recipe.reach(self._steps, sparse)
         run = NetworkSlimming(
             self.model, self.plan, sparsity=max(_LEAST_STRENGTH, _SLIMMING_REACH / reach), example=self._example

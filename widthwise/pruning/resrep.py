@@ -99,11 +99,18 @@ class ResRep(Executor):
 
     @classmethod
     def to_macs(
-        cls, model: nn.Module, network: Network, example: Sequence[Tensor], selection: ToMacs, *, lasso: float = 1e-4
+        cls,
+        model: nn.Module,
+        network: Network,
+        example: Sequence[Tensor],
+        selection: ToMacs,
+        *,
+        lasso: float = 1e-4,
+        forget: float | None = None,
     ) -> ResRep:
         """The paper's setting: no plan, all free groups, a share of the multiply-accumulates."""
         run = cls.__new__(cls)
-        run._begin(model, network, tuple(example), selection, list(network.dense), lasso, None)
+        run._begin(model, network, tuple(example), selection, list(network.dense), lasso, forget)
         return run
 
     def _begin(
