@@ -37,7 +37,7 @@ __all__ = ["METHODS", "Applied", "Effort", "execute", "steps_per_epoch"]
 
 METHODS = ("l1", "slimming", "resrep", "metapruning")
 
-_SLIMMING_SHARE = 0.5
+_SLIMMING_SHARE = 0.3
 """Of the epochs, spent on sparsity; fine-tuning gets the rest."""
 
 _SLIMMING_REACH = 0.3
