@@ -1,0 +1,1 @@
+"""See ``python -m benchmarks.prediction --help``."""

@@ -1,0 +1,78 @@
+"""Is the predicted time the measured time? ``python -m benchmarks.prediction [NETWORK …] [--target onnxruntime:cpu …]``
+
+A cell is a network on a target. It is profiled (four minutes), then networks are drawn that nothing was fitted on: a
+quarter at random widths that are multiples of the steps found, a quarter at any widths, half as a planner would choose
+them. Each is measured twice, in two processes, beside the dense network. The table gives the predictions' errors, the
+interval's coverage and width, the difference between the two measurements (noise), and the errors of what others
+predict with, fitted on the same measurements. ``--table`` prints what is on record, predicted anew where the tables
+under ``build/prediction`` are still there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.machine import caption
+from benchmarks.prediction.baselines import BASELINES
+from benchmarks.prediction.cells import HERE, Cell, complete
+from benchmarks.prediction.scores import scored
+
+NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "efficientnet_b0", "googlenet", "densenet121")
+TARGETS = ("torch:cpu", "onnxruntime:cpu", "openvino:cpu")
+
+
+def recorded() -> Iterator[Cell]:
+    """Cells with a record."""
+    for path in sorted(HERE.glob("*s.json")):
+        yield Cell(**json.loads(path.read_text())["cell"])
+
+
+def figures(cell: Cell) -> dict[str, Any]:
+    """Scored anew, or as they were kept."""
+    kept = cell.record.with_suffix(".scores.json")
+    if cell.table.is_file():
+        kept.write_text(json.dumps(scored(cell), indent=1) + "\n")
+    return dict(json.loads(kept.read_text()))
+
+
+def line(cell: Cell, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    ours = [f"{found['mape']:.1%}", f"{found['within_5']:.0%}", f"{found['worst']:.1%}", f"{found['bias']:+.1%}",
+            f"{found['spearman']:.3f}", f"{found['coverage']:.0%}", f"{found['interval_width']:.0%}",
+            f"{found['noise']:.1%}", *(f"{found['baselines'][name]['mape']:.0%}" for name in BASELINES)]  # fmt: skip
+    threads = f", {cell.threads} threads" if cell.threads > 1 else ""
+    return f"| {cell.network} | {cell.target}{threads} | {cell.time_s:.0f} | {' | '.join(ours)} |"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--target", nargs="+", default=TARGETS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--time", nargs="+", type=float, default=[240.0], help="seconds of profiling")
+    parser.add_argument("--each", type=int, default=10, help="networks of each random kind")
+    parser.add_argument("--table", action="store_true", help="only print what is on record")
+    arguments = parser.parse_args()
+    heads = ["network", "target", "profiled s", "MAPE", "within 5 %", "worst", "bias", "Spearman", "coverage", "width",
+             "noise", *BASELINES]  # fmt: skip
+    cells = list(recorded()) if arguments.table else [
+        Cell(network, target, arguments.threads, time_s)
+        for target, network, time_s in itertools.product(arguments.target, arguments.networks, arguments.time)
+    ]  # fmt: skip
+    rows = []
+    for cell in cells:
+        if not arguments.table:
+            complete(cell, arguments.each)
+        rows.append(line(cell, figures(cell)))
+        print(rows[-1], flush=True)
+    print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|\n" + "\n".join(rows))
+    print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A cell: one network on one target. Profiled, then held-out networks are drawn and measured twice.
+
+Every step runs in a process of its own and leaves its result behind, so a run that breaks off is gone on with, and a
+changed predictor can be judged on tables and measurements that were made before it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import RESULTS, machine
+
+HERE = RESULTS / "prediction"
+WORK = Path("build/prediction")
+KINDS = ("random, aligned", "random, odd", "planned")
+_SEED = 20261126
+_TOGETHER_BYTES = 300e6
+_MOST_TOGETHER = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network, a target, its threads, and the seconds of profiling."""
+
+    network: str
+    target: str
+    threads: int
+    time_s: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.target.replace(':', '-')}-{self.threads}-{self.time_s:.0f}s"
+
+    @property
+    def table(self) -> Path:
+        return WORK / f"{self.name}.lut"
+
+    @property
+    def record(self) -> Path:
+        return HERE / f"{self.name}.json"
+
+
+def complete(cell: Cell, each: int) -> None:
+    """Does what is missing of a cell; ``each`` networks of every random kind, twice as many planned ones."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    drafts = cell.table.with_suffix(".json")
+    if not cell.table.is_file():
+        print(f"{cell.name}: profiling", flush=True)
+        apart(_profile, cell)
+    networks = json.loads(drafts.read_text()) if drafts.is_file() else apart(_draw, cell, each)
+    for measured in ("first_ms", "second_ms"):
+        if measured not in networks[0]:
+            print(f"{cell.name}: measuring {len(networks)} networks", flush=True)
+            for network, ms in zip(networks, apart(_measure, cell, [n["widths"] for n in networks]), strict=True):
+                network[measured] = ms
+            drafts.write_text(json.dumps(networks))
+    keep(cell, networks)
+
+
+def keep(cell: Cell, networks: Any) -> None:
+    """The record: what was drawn and measured."""
+    HERE.mkdir(parents=True, exist_ok=True)
+    record = {"machine": machine(), "cell": vars(cell), "networks": networks}
+    cell.record.write_text(json.dumps(record) + "\n")
+
+
+def opened(cell: Cell) -> tuple[Any, Any, Any]:
+    """(model, example, network), the network as the user's; on one thread, or as many as the cell has."""
+    import torch
+
+    from widthwise.network.loading import load_model
+    from widthwise.network.network import Network
+
+    torch.set_num_threads(cell.threads)
+    name = f"torchvision:{cell.network}"
+    model = load_model(name)
+    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return model, example, Network.trace(model, example, name=name)
+
+
+def _profile(cell: Cell) -> None:
+    import widthwise as ww
+
+    model, example, network = opened(cell)
+    draft = cell.table.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    with ww.profile(
+        model, example, path=draft, target=cell.target, threads=cell.threads, time_s=cell.time_s, name=network.name
+    ):
+        pass
+    draft.rename(cell.table)
+
+
+def _draw(cell: Cell, each: int) -> list[dict[str, Any]]:
+    from widthwise.luts.store import Lut
+    from widthwise.network.granularity import options_from
+    from widthwise.planner.proposal import Proposer
+
+    model, _, network = opened(cell)
+    with Lut.open(cell.table, readonly=True) as lut:
+        options = options_from(lut, network)
+        planned = Proposer(model, network, seed=_SEED).networks(lut, range(2 * each), options)
+    aligned = [random_widths(options, f"{cell.network} aligned {index}") for index in range(each)]
+    every = {group: range(max(1, size // 8), size + 1) for group, size in network.dense.items()}
+    odd = [random_widths(every, f"{cell.network} odd {index}") for index in range(each)]
+    drawn = zip(KINDS, (aligned, odd, planned), strict=True)
+    return [{"kind": kind, "widths": widths} for kind, found in drawn for widths in found]
+
+
+def random_widths(options: Mapping[str, Sequence[int]], seed: str) -> dict[str, int]:
+    """Each group's width around a share common to all, so that small networks and large ones come up alike."""
+    rng = random.Random(seed)
+    share = rng.uniform(0.2, 1.0)
+    return {
+        group: min(widths, key=lambda width: abs(width - share * rng.lognormvariate(0, 0.3) * widths[-1]))
+        for group, widths in options.items()
+    }
+
+
+def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
+    """Each network's latency where the dense one's is the table's, in interleaved runs beside it."""
+    import torch
+
+    from widthwise.luts.store import Lut
+    from widthwise.network.fusion import fused
+    from widthwise.planner.predictor import LatencyPredictor
+    from widthwise.profiling.profiler import candidate_for
+    from widthwise.profiling.runtimes import open_runtime
+    from widthwise.profiling.schedule import Pace, Schedule
+    from widthwise.profiling.target import Target
+
+    model, example, network = opened(cell)
+    with Lut.open(cell.table, readonly=True) as lut:
+        dense_ms, quiet_ms = LatencyPredictor.fit(lut, network).dense_ms, lut.quiet_reference_ms
+        target = Target.from_dict(dict(lut.target))
+    runtime = open_runtime(target)
+    timed = fused(network) if runtime.fuses else network
+    size = sum(tensor.numel() * 4 for tensor in model.parameters())
+    together = int(min(_MOST_TOGETHER, max(2, _TOGETHER_BYTES // size)))
+    found: list[float] = []
+    with torch.inference_mode(), runtime.active():
+        schedule = Schedule.on(runtime, quiet_ms=quiet_ms)
+        dense = runtime.network(candidate_for(model, timed, timed.dense, (example,)))
+        schedule.warm_up(dense)
+        for begin in range(0, len(widths), together):
+            part = widths[begin : begin + together]
+            sessions = [runtime.network(candidate_for(model, timed, chosen, (example,))) for chosen in part]
+            pace = Pace(blocks=8, most_blocks=16, half_width=0.007, cap_s=3.0)
+            taken = [timing.measurement(1.0).latency_ms for timing in schedule.measure([dense, *sessions], pace)]
+            found += [ms / taken[0] * dense_ms for ms in taken[1:]]
+    return found
+
+
+def _answer(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    queue.put(json.dumps(work(*arguments)))
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, from a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    queue: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+    process = context.Process(target=_answer, args=(queue, work, arguments))
+    process.start()
+    while process.is_alive() and queue.empty():
+        process.join(0.2)
+    if queue.empty():
+        raise SystemExit(f"{work.__name__.strip('_')} of {arguments[0].name} failed; see above")
+    answer = json.loads(queue.get())
+    process.join()
+    return answer

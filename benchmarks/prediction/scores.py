@@ -1,0 +1,68 @@
+"""How good a prediction is, on networks that nothing was fitted on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.prediction.baselines import BASELINES
+from benchmarks.prediction.cells import KINDS, Cell, opened
+
+_Array = npt.NDArray[np.float64]
+
+
+def scored(cell: Cell) -> dict[str, Any]:
+    """Figures of a cell, from its record and its table."""
+    from widthwise.luts.records import Role
+    from widthwise.luts.store import Lut
+    from widthwise.luts.table import LatencyTable
+    from widthwise.network.fusion import as_timed
+    from widthwise.planner.predictor import LatencyPredictor
+
+    held_out = json.loads(cell.record.read_text())["networks"]
+    widths = [network["widths"] for network in held_out]
+    first, second = (np.array([network[key] for network in held_out]) for key in ("first_ms", "second_ms"))
+    measured = np.sqrt(first * second)
+    kinds = np.array([network["kind"] for network in held_out])
+    _, _, network = opened(cell)
+    with Lut.open(cell.table, readonly=True) as lut:
+        predictor = LatencyPredictor.fit(lut, network)
+        records = lut.networks(network.signature)
+        away = [record.id for record in records if record.role is Role.HOLDOUT]
+        timed = as_timed(network, lut)
+        surfaces = LatencyTable.load(lut, {layer.geometry for layer in timed.layers}, networks_not=away).surfaces
+    fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
+    known = [record.widths for record in fitted], np.array([record.latency_ms for record in fitted])
+    predicted = predictor.predict_many([network.require_widths(chosen) for chosen in widths])
+    intervals = np.array([predictor.interval_ms(ms) for ms in predicted])
+    figures = {
+        **accuracy(predicted, measured),
+        "coverage": float(np.mean((intervals[:, 0] <= measured) & (measured <= intervals[:, 1]))),
+        "interval_width": float(np.mean((intervals[:, 1] - intervals[:, 0]) / predicted)),
+        "noise": float(np.mean(np.abs(first / second - 1))),
+        "networks": len(records),
+        "by_kind": {kind: accuracy(predicted[kinds == kind], measured[kinds == kind]) for kind in KINDS},
+        "baselines": {},
+        "predicted_ms": predicted.tolist(),
+    }
+    for name, fit in BASELINES.items():
+        figures["baselines"][name] = accuracy(fit(timed, surfaces, *known)(widths), measured)
+    return figures
+
+
+def accuracy(predicted: _Array, measured: _Array) -> dict[str, float]:
+    """Errors relative to what was measured; the bias is that of the median network."""
+    from scipy.stats import spearmanr
+
+    ratios = predicted / measured
+    errors = np.abs(ratios - 1)
+    return {
+        "mape": float(errors.mean()),
+        "within_5": float(np.mean(errors <= 0.05)),
+        "worst": float(errors.max()),
+        "bias": float(np.median(ratios) - 1),
+        "spearman": float(spearmanr(predicted, measured).statistic),
+    }
