@@ -231,7 +231,7 @@ def test_a_problem_by_layer_is_the_problem(wide_lut, wide, wide_network: Network
     options = {group: (size // 4, size // 2, size) for group, size in wide_network.dense.items()}
     importance = score(wide, wide_network)
     whole = build_problem(predictor, importance, predictor.dense_ms, options)
-    layered = by_layer(Case("wide", "fake:cpu", predictor, importance, options))
+    layered = by_layer(Case("wide", {}, predictor, importance, options))
     assert len(layered.costs) > len(whole.costs) and layered.groups == whole.groups
     rng = np.random.default_rng(0)
     for _ in range(20):

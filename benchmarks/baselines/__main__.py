@@ -56,8 +56,8 @@ def compare(problem: Problem) -> dict[str, Any]:
 def counted(problem: Problem) -> tuple[dict[str, Any], int]:
     """Our answer, and how many latencies it took.
 
-    The allocator reads every entry of the cost tables once, and a latency of the whole network is one entry of each; what it
-    prices while it searches comes on top.
+    The allocator reads every entry of the cost tables once, and a latency of the whole network is one entry of each;
+    what it prices while it searches comes on top.
     """
     with mock.patch.object(Problem, "latency_ms", autospec=True, side_effect=Problem.latency_ms) as asked:
         answer = solve(problem)
@@ -82,13 +82,13 @@ def cell(found: dict[str, float | None]) -> str:
 
 def better_than_ours(rows: list[dict[str, Any]]) -> list[str]:
     """Answers that keep more than ours, which would refute its proof."""
-    return [
-        f"{row['network']} at {row['share']:.0%}: {name} keeps {found['retained']}, ours {ours}"
-        for row in rows
-        for name, found in row["methods"].items()
-        if (ours := row["methods"]["widthwise"]["retained"]) is None and found["retained"] is not None
-        or found["retained"] is not None and found["retained"] > ours
-    ]  # fmt: skip
+    refuted = []
+    for row in rows:
+        ours = row["methods"]["widthwise"]["retained"] or 0.0
+        for name, found in row["methods"].items():
+            if (found["retained"] or 0.0) > ours:
+                refuted.append(f"{row['network']} at {row['share']:.0%}: {name} keeps {found['retained']}, ours {ours}")
+    return refuted
 
 
 def main() -> None:
@@ -109,14 +109,14 @@ def main() -> None:
             profiled(name, path, target=arguments.target, time_s=arguments.time)
         case = read(name, path)
         dense = by_layer(case)
-        about = {"network": name, "target": case.target, "dense_ms": case.predictor.dense_ms,
+        about = {"network": name, "table": case.table, "dense_ms": case.predictor.dense_ms,
                  "groups": len(dense.groups), "layers": len(dense.costs)}  # fmt: skip
         for share in arguments.budgets:
             problem = dense.model_copy(update={"budget_ms": share * case.predictor.dense_ms})
             rows.append({**about, "share": share, **compare(problem)})
             show(rows[-1], head=len(rows) == 1)
     print(f"\nRetained (used of the budget). {caption()}")
-    if all(not row["target"].startswith("fake") for row in rows):
+    if all(row["table"]["runtime"] != "fake" for row in rows):
         keep("allocation-baselines", rows)
     if refuted := better_than_ours(rows):
         raise SystemExit("\n".join(refuted))
@@ -125,9 +125,8 @@ def main() -> None:
 def show(row: dict[str, Any], *, head: bool) -> None:
     """One row of the table."""
     if head:
-        print(
-            f"| network | budget | {' | '.join(row['methods'])} | our calls | our s |\n|{'---|' * (len(row['methods']) + 4)}"
-        )
+        columns = ["network", "budget", *row["methods"], "our calls", "our s"]
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     cells = " | ".join(cell(found) for found in row["methods"].values())
     budget = f"{row['share']:.0%} ({row['budget_ms']:.4g} ms)"
     seconds = row["methods"]["widthwise"]["seconds"]

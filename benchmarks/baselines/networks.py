@@ -33,12 +33,12 @@ class Case:
 
     Args:
         name: of the network.
-        target: what it was measured on.
+        table: what it was measured on, and how many networks.
         predictor, importance, options: what :func:`widthwise.planner.allocation.build_problem` takes.
     """
 
     name: str
-    target: str
+    table: Mapping[str, object]
     predictor: LatencyPredictor
     importance: Importance
     options: Options
@@ -57,9 +57,10 @@ def read(name: str, path: Path) -> Case:
     model = load_model(f"torchvision:{name}")
     network = Network.trace(model, (_example(),), name=f"torchvision:{name}")
     with Lut.open(path, readonly=True) as lut:
-        target = f"{lut.target['runtime']}:{lut.target['device']}"
+        networks = len(lut.networks(network.signature))
+        table = {**lut.target, "cpu": lut.fingerprint.get("cpu"), "networks": networks}
         predictor, options = LatencyPredictor.fit(lut, network), options_from(lut, network)
-    return Case(name, target, predictor, score(model, network), options)
+    return Case(name, table, predictor, score(model, network), options)
 
 
 def by_layer(case: Case) -> Problem:
