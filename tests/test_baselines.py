@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.allocation import exhaustive
 from benchmarks.baselines import evolution as evolving
+from benchmarks.baselines.__main__ import better_than_ours, cell, compare
 from benchmarks.baselines.evolution import evolution, random_search
 from benchmarks.baselines.halp import by_items, exactly, halp, halp_exact
 from benchmarks.baselines.networks import Case, by_layer
@@ -224,6 +225,19 @@ def test_none_beats_the_allocator_on_a_resnet() -> None:
     for name, baseline in BASELINES.items():
         widths = baseline(problem)
         assert widths is not None and problem.importance(widths) <= ours.importance * (1 + 1e-9), name
+
+
+def test_the_comparison_prices_all_alike_and_tells_who_beats_us() -> None:
+    problem = resnet50(3, share=0.6)
+    row = {"network": "resnet50", "share": 0.6, **compare(problem)}
+    found = row["methods"]["widthwise"]
+    assert found["used"] <= 1.0 and row["calls"] > 10
+    assert found["retained"] == pytest.approx(math.exp(solve(problem).importance - 1))
+    assert better_than_ours([row]) == []
+    row["methods"]["uniform"] = {"retained": found["retained"] * 1.001, "used": 1.0, "seconds": 0.0}
+    assert "uniform keeps" in better_than_ours([row])[0]
+    tight = compare(problem.model_copy(update={"budget_ms": row["minimum_ms"] * 0.9}))
+    assert all(cell(found) == "–" for found in tight["methods"].values())
 
 
 def test_a_problem_by_layer_is_the_problem(wide_lut, wide, wide_network: Network) -> None:  # type: ignore[no-untyped-def]

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.baselines.evolution import evolution
+from benchmarks.baselines.evolution import evolution, random_search
 from benchmarks.baselines.halp import halp, halp_exact
 from benchmarks.baselines.networks import NETWORKS, by_layer, profiled, read
 from benchmarks.baselines.simple import fastnas, netadapt, uniform
 from benchmarks.machine import caption, keep
-from widthwise.planner.problem import Problem
+from widthwise.planner.problem import Answer, Problem
 from widthwise.planner.solver import solve
 
 MANY_CALLS = 10_000
-"""What an evolutionary search gets besides, some fifty times ours."""
+"""What searches get besides, some hundred times ours."""
 
 METHODS: dict[str, Callable[[Problem], dict[str, int] | None]] = {
     "uniform": uniform,
@@ -40,20 +40,23 @@ METHODS: dict[str, Callable[[Problem], dict[str, int] | None]] = {
 def compare(problem: Problem) -> dict[str, Any]:
     """Every method's answer to one problem; ours first."""
     ours, calls = counted(problem)
+    widths = ours.widths if ours.status != "infeasible" else None
     methods = {
         **METHODS,
         "evolution, our calls": partial(evolution, calls=calls),
         f"evolution, {MANY_CALLS:,} calls": partial(evolution, calls=MANY_CALLS),
+        f"random, {MANY_CALLS:,} calls": partial(random_search, calls=MANY_CALLS),
     }
-    found = {"widthwise": priced(problem, ours["widths"], ours["seconds"])}
+    found = {"widthwise": priced(problem, widths, ours.seconds)}
     for name, method in methods.items():
         start = time.perf_counter()
         widths = method(problem)
         found[name] = priced(problem, widths, time.perf_counter() - start)
-    return {"budget_ms": problem.budget_ms, "calls": calls, "gap": ours["gap"], "methods": found}
+    about = {"budget_ms": problem.budget_ms, "minimum_ms": ours.minimum_ms, "gap": ours.gap, "calls": calls}
+    return {**about, "methods": found}
 
 
-def counted(problem: Problem) -> tuple[dict[str, Any], int]:
+def counted(problem: Problem) -> tuple[Answer, int]:
     """Our answer, and how many latencies it took.
 
     The allocator reads every entry of the cost tables once, and a latency of the whole network is one entry of each;
@@ -62,9 +65,7 @@ def counted(problem: Problem) -> tuple[dict[str, Any], int]:
     with mock.patch.object(Problem, "latency_ms", autospec=True, side_effect=Problem.latency_ms) as asked:
         answer = solve(problem)
     entries = sum(cost.ms.size for cost in problem.costs)
-    widths = answer.widths if answer.status != "infeasible" else None
-    calls = math.ceil(entries / max(len(problem.costs), 1)) + asked.call_count
-    return {"widths": widths, "gap": answer.gap, "seconds": answer.seconds}, calls
+    return answer, math.ceil(entries / max(len(problem.costs), 1)) + asked.call_count
 
 
 def priced(problem: Problem, widths: dict[str, int] | None, seconds: float) -> dict[str, float | None]:
@@ -128,7 +129,8 @@ def show(row: dict[str, Any], *, head: bool) -> None:
         columns = ["network", "budget", *row["methods"], "our calls", "our s"]
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     cells = " | ".join(cell(found) for found in row["methods"].values())
-    budget = f"{row['share']:.0%} ({row['budget_ms']:.4g} ms)"
+    least = f", least {row['minimum_ms']:.4g}" if row["gap"] is None else ""
+    budget = f"{row['share']:.0%} ({row['budget_ms']:.4g} ms{least})"
     seconds = row["methods"]["widthwise"]["seconds"]
     print(f"| {row['network']} | {budget} | {cells} | {row['calls']:,} | {seconds:.1f} |", flush=True)
 
