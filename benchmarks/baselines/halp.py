@@ -84,8 +84,8 @@ def by_items(units: Sequence[Ints], values: Sequence[Floats], capacity: int) -> 
     """HALP's dynamic programme: items in turn, group by group, each for every capacity.
 
     An item is added where that is worth more than leaving it, and where the item before it in its group was added at
-    the capacity that is then left. Nothing looks ahead from a dear item to cheap ones behind it, so the result is not
-    the best where latencies are staircases.
+    the capacity that is then left. Nothing looks ahead from a dear item to cheap ones behind it, nor to the room
+    that items of negative latency make, so the result is not the best where latencies are staircases.
 
     Example:
         >>> by_items([np.array([0, 2, 3]), np.array([0, 2])], [np.array([0.0, 1.0, 4.0]), np.array([0.0, 2.0])], 3)
