@@ -94,7 +94,7 @@ def better_than_ours(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Prints a Markdown table and keeps the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines", description=__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--folder", type=Path, default=Path("build/allocation"), help="where NETWORK.lut lies")
     parser.add_argument("--time", type=float, help="profile networks without a table for so many seconds each")
