@@ -15,7 +15,16 @@ import numpy as np
 
 from widthwise.planner.problem import Problem
 
-__all__ = ["NETWORKS", "densenet121", "googlenet", "mobilenet_v2", "random_problem", "resnet50"]
+__all__ = [
+    "NETWORKS",
+    "chain",
+    "densenet121",
+    "googlenet",
+    "mobilenet_v2",
+    "random_problem",
+    "residual",
+    "resnet50",
+]
 
 Axis = str | list[str]
 
@@ -158,6 +167,43 @@ def densenet121(options: int = 8, seed: int = 0, linear: bool = False, share: fl
             output = net.group(f"transition{block}", 128 << block)
             net.conv(source, output, 1, pixels)
             source = [output]
+    net.each(source, 1, 1000)
+    return net.problem(share)
+
+
+def chain(groups: int, options: int = 16, seed: int = 0, linear: bool = False, share: float = 0.5) -> Problem:
+    """A plain network of so many groups, each the next one's input; four stages of 128 to 1,024 channels."""
+    net = _Builder(options, seed, linear)
+    source = ""
+    for index in range(groups):
+        stage = 4 * index // groups
+        target = net.group(f"g{index}", 128 << stage)
+        if source:
+            net.conv(source, target, 3, (56 >> stage) ** 2)
+        net.each(target, (56 >> stage) ** 2)
+        source = target
+    net.each(source, 1, 1000)
+    return net.problem(share)
+
+
+def residual(groups: int, options: int = 16, seed: int = 0, linear: bool = False, share: float = 0.5) -> Problem:
+    """A ResNet of about so many groups: bottleneck blocks of two inner widths, spread over up to four stages."""
+    stages = min(4, (groups - 1) // 3)
+    blocks = (groups - 1 - stages) // 2
+    net = _Builder(options, seed, linear)
+    source = net.group("stem", 128)
+    for stage in range(stages):
+        pixels, inner = (56 >> stage) ** 2, 128 << stage
+        output = net.group(f"stage{stage}", inner * 4)
+        net.conv(source, output, 1, pixels)
+        for block in range(blocks * stage // stages, blocks * (stage + 1) // stages):
+            first, second = net.group(f"b{block}a", inner), net.group(f"b{block}b", inner)
+            net.conv(source, first, 1, pixels)
+            net.conv(first, second, 3, pixels)
+            net.conv(second, output, 1, pixels)
+            for name in (first, second, output):
+                net.each(name, pixels)
+            source = output
     net.each(source, 1, 1000)
     return net.problem(share)
 

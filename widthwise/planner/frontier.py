@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,14 +68,18 @@ def frontier(
     problem = build_problem(predictor, importance, dense_ms, options)
     least_ms = solve(problem.model_copy(update={"budget_ms": -math.inf}), time_limit_s=time_limit_s).minimum_ms
     found: list[FrontierPoint] = []
-    for done, budget_ms in enumerate(np.linspace(least_ms, max(least_ms, dense_ms), points), 1):
-        within = problem.model_copy(update={"budget_ms": float(budget_ms) * (1 + 1e-12)})
-        answer = solve(within, time_limit_s=time_limit_s / points, relative_gap=RELATIVE_GAP)
-        if answer.status != "infeasible" and (not found or answer.widths != found[-1].widths):
-            kept = importance.retained(answer.widths)
-            found.append(
-                FrontierPoint(float(budget_ms), answer.latency_ms, kept, answer.gap or 0.0, dict(answer.widths))
-            )
+    for done, budget_ms in enumerate(np.linspace(max(least_ms, dense_ms), least_ms, points), 1):
+        # What is best within more time and fits into this one is best within this one.
+        if found and found[-1].latency_ms <= budget_ms:
+            found[-1] = replace(found[-1], budget_ms=float(budget_ms))
+        else:
+            within = problem.model_copy(update={"budget_ms": float(budget_ms) * (1 + 1e-12)})
+            answer = solve(within, time_limit_s=time_limit_s / points, relative_gap=RELATIVE_GAP)
+            if answer.status != "infeasible":
+                kept = importance.retained(answer.widths)
+                found.append(
+                    FrontierPoint(float(budget_ms), answer.latency_ms, kept, answer.gap or 0.0, dict(answer.widths))
+                )
         if on_progress is not None:
             on_progress(done / points)
-    return found
+    return found[::-1]
