@@ -1,4 +1,4 @@
-"""Allocation problems with further limits, the other objective and bounds on widths, for ``benchmarks/allocation.py``."""
+"""Allocation problems with further limits, the other objective and bounds on widths, for ``benchmarks.allocation``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Bounds from message passing: what any answer, and any answer with a given option, can reach at best.
 
-With a price on everything that is limited the problem splits into nodes and tables, and moving amounts between them (which changes no
-answer's total) until their separate optima add up to as little as they can bounds all answers at once. That is the
-dual of the linear relaxation, climbed in milliseconds where an LP solver needs seconds; options whose bound is out
-of reach never enter the integer program.
+With a price on everything that is limited the problem splits into nodes and tables, and moving amounts between them
+(which changes no answer's total) until their separate optima add up to as little as they can bounds all answers at
+once. That is the dual of the linear relaxation, climbed in milliseconds where an LP solver needs seconds; options
+whose bound is out of reach never enter the integer program.
 
 Source: sequential reweighted message passing (TRW-S, Kolmogorov 2006; SRMP, 2015) on the local polytope.
 """

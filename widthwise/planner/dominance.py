@@ -1,8 +1,9 @@
 """Options that no best answer needs, found before any solving.
 
 An option may go when another one of its group is no worse in any amount that counts (importance, latency, whatever
-else is limited) whatever the other groups do: replacing it never hurts. Over each cost the worst case is taken separately (Goldstein's criterion for
-dead-end elimination, 1994), which is safe and finds more than comparing rows entry by entry.
+else is limited) whatever the other groups do: replacing it never hurts. Over each cost the worst case is taken
+separately (Goldstein's criterion for dead-end elimination, 1994), which is safe and finds more than comparing rows
+entry by entry.
 """
 
 from __future__ import annotations
@@ -95,10 +96,10 @@ def _contexts(group: int, term: Term, cost: int, kept: Sequence[Ints], widths: S
     other = term.axes[1] if len(term.axes) == 2 else None
     if not isinstance(head, Sum):
         if other is None:
-            return amounts[own, None]
+            return np.asarray(amounts[own, None])
         assert isinstance(other, int)
         pairs = amounts[np.ix_(kept[head], kept[other])]
-        return pairs if group == head else pairs.T
+        return np.asarray(pairs if group == head else pairs.T)
     times = dict(head.members).get(group, 0)
     if not times:
         return np.asarray(amounts[:, own].T)

@@ -2,9 +2,9 @@
 
 Groups are eliminated one after the other. What is known of the eliminated part is a relation: one row for each choice
 worth keeping, with the options of the groups that still have neighbours, its limited amounts and its energy. Rows of
-equal options compete: of those whose objective is nearly equal only those stay that no other has less of everything
-limited than. Rows that message passing proves out of reach go. Equal blocks, whose permutations a branch-and-bound search tries one by one, cost nothing here: they add up
-to the same rows.
+equal options compete: of those of nearly equal objective only those stay that no other one undercuts in all that is
+limited. Rows that message passing proves out of reach go. Equal blocks, whose permutations a branch-and-bound search
+tries one by one, cost nothing here: they add up to the same rows.
 
 Source: bucket elimination (Dechter, 1999) over Pareto sets, with rounding of bounded error (Warburton, 1987); bounding
 the rows by a reparametrised dual is ours.
@@ -79,7 +79,7 @@ class _Relation:
 
 @dataclass(frozen=True)
 class _Rest:
-    """What the relations that are not joined yet add at least: amounts ``(limits, 1 or rows)``, energy ``(1 or rows,)``."""
+    """What the relations not joined yet add at least: amounts ``(limits, n)``, energy ``(n,)``; n is 1 or rows."""
 
     amounts: Floats
     energy: Floats

@@ -1,10 +1,10 @@
 """An allocation problem as a graph of one-hot choices: nodes that carry vectors, pairs of nodes that carry tables.
 
 What is added up along widths comes in *amounts*, always in the same order: importance given up, latency, and one for
-each further limit. Costs over the same widths are merged; a concatenation becomes a node of its own, whose options are totals, tied to
-its two parts by a table that knows which pair of options gives which total. Sums of more parts are trees of such
-nodes, and sums that grow out of each other (dense blocks) share them. Tying totals through tables of pairs instead
-of the single equation "total = sum of widths" is what keeps the linear relaxation tight.
+each further limit. Costs over the same widths are merged; a concatenation becomes a node of its own, whose options are
+totals, tied to its two parts by a table that knows which pair of options gives which total. Sums of more parts are
+trees of such nodes, and sums that grow out of each other (dense blocks) share them. Tying totals through tables of
+pairs instead of the single equation "total = sum of widths" is what keeps the linear relaxation tight.
 
 Source of the polytope: local consistency as in MDP (CVPR 2025); the trees over totals are ours.
 """
@@ -26,8 +26,8 @@ from widthwise.planner.problem import Problem
 __all__ = ["IMPORTANCE", "LATENCY", "Graph", "Node", "Sum", "Table", "Term", "merge"]
 
 IMPORTANCE, LATENCY = 0, 1
-"""Places among the amounts; limits follow in the problem's order. The first one is the importance with its sign changed:
-of all amounts less is better."""
+"""Places among the amounts; limits follow in the problem's order. The first one is the importance with its sign
+changed: of all amounts less is better."""
 
 _MAX_ENTRIES = 20_000_000
 
@@ -104,7 +104,7 @@ class Node:
 
     Args:
         channels: what each option stands for, shape ``(options,)``.
-        amounts: of each option alone, shape ``(amounts, options)``; the importance is that given up for the group's best.
+        amounts: of each option alone, shape ``(amounts, options)``; the importance is what the group's best has more.
         at: where the node stands in a sweep over the network; parts come before their total.
     """
 

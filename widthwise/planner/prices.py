@@ -56,7 +56,8 @@ def _spread(graph: Graph, goal: int) -> Floats:
     parts += [table.amounts.max(axis=(1, 2)) for table in graph.tables]
     apart = np.sum(parts, axis=0)
     least = _ROUNDING * (apart.max() + np.abs(graph.constants))
-    return np.where(apart > least, apart, np.where(np.arange(len(apart)) == goal, 1.0, math.inf))
+    nothing = np.where(np.arange(len(apart)) == goal, 1.0, math.inf)
+    return np.asarray(np.where(apart > least, apart, nothing))
 
 
 def _bracketed(graph: Graph, goal: int, limits: Mapping[int, float], offer: Offer, late: Callable[[], bool]) -> Ascent:

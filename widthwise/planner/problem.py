@@ -43,7 +43,7 @@ _MAX_NUMBERS = _MAX_ENTRIES + 5_000_000
 """A text with more commas than that is refused before it is parsed, which takes up to 40 bytes a number."""
 _MAX_LIMITS = 32
 
-_LATER = {"limits": (), "objective": "importance", "keep": None, "bounds": {}, "budget_ms": math.inf}
+_LATER: dict[str, Any] = {"limits": (), "objective": "importance", "keep": None, "bounds": {}, "budget_ms": math.inf}
 """Fields that a problem's JSON only has where they say something."""
 
 Scores = Annotated[tuple[float, ...], BeforeValidator(as_tuple)]
@@ -141,7 +141,7 @@ class Problem(Strict):
     limits: Annotated[tuple[Limit, ...], BeforeValidator(as_tuple), Field(max_length=_MAX_LIMITS)] = ()
     objective: Literal["importance", "latency"] = "importance"
     keep: float | None = None
-    bounds: dict[str, WidthBounds] = {}
+    bounds: dict[str, WidthBounds] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from widthwise.planner.answer import Answer, Reached, Status
-from widthwise.planner.bounds import Ascent, Reach
+from widthwise.planner.bounds import Ascent, Mask, Reach
 from widthwise.planner.dominance import undominated
 from widthwise.planner.formulation import Limit, Model
 from widthwise.planner.fronts import TooWide, eliminate
@@ -219,7 +219,7 @@ class _Search:
     def _eliminate(
         self,
         ascent: Ascent,
-        masks: tuple[list[Ints], list[Ints]],
+        masks: tuple[list[Mask], list[Mask]],
         energy: float,
         kept: Sequence[Ints],
         limits: Mapping[int, float],
