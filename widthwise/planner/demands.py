@@ -19,7 +19,7 @@ from widthwise.luts.store import Lut
 from widthwise.network.fusion import fused
 from widthwise.network.layers import Layer, macs
 from widthwise.network.network import Network
-from widthwise.planner.plan import Budget
+from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.problem import Amount, Limit, WidthBounds
 from widthwise.planner.tabulation import Tabulation
@@ -113,6 +113,12 @@ class Demands:
             raise BadInput(f"what to keep must be above 0 and at most 1 (or 100%), got {self.keep:g}")
         if self.confidence is not None and not 0 < self.confidence < 1:
             raise BadInput(f"a confidence must be above 0 and below 1, such as 0.9, got {self.confidence:g}")
+
+    @classmethod
+    def of(cls, plan: Plan) -> Demands:
+        """What a plan was made to keep to, but for its further tables, which it names without holding them."""
+        most = {limit.name: Most(limit.most) for limit in plan.limits}
+        return cls(most=most, bounds=plan.bounds, keep=plan.keep, confidence=plan.confidence)
 
     def options(self, network: Network, options: _Options) -> dict[str, tuple[int, ...]]:
         """The widths to choose from that the bounds allow.

@@ -13,7 +13,7 @@ the rows by a reparametrised dual is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,6 +27,8 @@ __all__ = ["Front", "TooWide", "eliminate"]
 
 _MAX_ROWS = 4_000_000
 _MAX_PAIRS = 100_000_000
+_MAX_PAIRS_OF_SEVERAL = 10_000_000
+"""With several limits, where telling which rows stay takes ten times as long."""
 _CHUNK = 1_000_000
 _CELLS = 2**20
 _FEW = 20_000
@@ -93,6 +95,7 @@ def eliminate(
     limits: Mapping[int, float],
     energy: float,
     loss: float,
+    late: Callable[[], bool] = lambda: False,
 ) -> Front:
     """The best choice within the limits among those of at most ``energy``, to within ``loss``.
 
@@ -104,11 +107,12 @@ def eliminate(
         limits: amount → how much of it there may be, the graph's constant included.
         energy: choices above it are of no interest.
         loss: of the objective that rounding may lose; :attr:`Front.least` allows for what it lost.
+        late: whether to give up.
 
     Raises:
-        TooWide: it would take too much memory.
+        TooWide: it would take too much memory, or it is late.
     """
-    return _Elimination(ascent, options, pairs, limits, energy, loss).run()
+    return _Elimination(ascent, options, pairs, limits, energy, loss, late).run()
 
 
 class _Elimination:
@@ -120,7 +124,9 @@ class _Elimination:
         limits: Mapping[int, float],
         energy: float,
         loss: float,
+        late: Callable[[], bool],
     ) -> None:
+        self.late = late
         limited = list(limits)
         self.prices, constants = ascent.prices[limited], ascent.graph.constants[limited]
         self.most = np.array(list(limits.values())) - constants
@@ -188,11 +194,13 @@ class _Elimination:
             wanted, self.slack - one.energy - after.energy, self._keys(two, shared), two.energy
         )
         most = self.most[:, None] - one.amounts - after.amounts
-        if counts.sum() > _MAX_PAIRS:
+        if counts.sum() > (_MAX_PAIRS if len(self.most) == 1 else _MAX_PAIRS_OF_SEVERAL):
             raise TooWide
         parts: list[_Relation] = []
         dropped = False
         for first, last in _chunks(counts):
+            if self.late():
+                raise TooWide
             many = counts[first:last]
             left = np.repeat(np.arange(first, last), many)
             right = order[starts[left] + np.arange(len(left)) - np.repeat(np.cumsum(many) - many, many)]

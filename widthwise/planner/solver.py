@@ -232,6 +232,7 @@ class _Search:
                 limits={n: most + _ROUNDING * abs(most) for n, most in limits.items()},
                 energy=energy,
                 loss=max(_SHARE * self._tolerance, _TINY * self.unit) / 2,
+                late=lambda: self.left_s < 0,
             )
         except TooWide:
             return None
