@@ -80,7 +80,9 @@ def close_loop(
         InvalidTable, TableMismatch: see :func:`widthwise.planner.verification.verify`.
     """
     if plan.further and rounds:
-        raise BadInput("this plan holds on further tables too, of which only one can be measured here; plan anew instead")
+        raise BadInput(
+            "this plan holds on further tables too, of which only one can be measured here; plan anew instead"
+        )
     rounds = 0 if plan.objective == "latency" else rounds
     network = Network.trace(dense, example, name=plan.model)
     importance = importance or score(dense, network, plan.criterion)

@@ -31,7 +31,7 @@ def undominated(problem: Problem, terms: Sequence[Term], counting: Sequence[int]
     """
     groups = list(problem.groups.values())
     widths = [np.array(group.widths) for group in groups]
-    kept = [problem.allowed[name] for name in problem.groups]
+    kept = [np.array(problem.allowed[name]) for name in problem.groups]
     costs = [amount - LATENCY for amount in counting if amount != IMPORTANCE]
     scores = [np.array(group.importance) if IMPORTANCE in counting else np.zeros(len(group.widths)) for group in groups]
     of_group: list[list[Term]] = [[] for _ in groups]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from widthwise.luts.errors import InvalidProblem
@@ -236,11 +235,11 @@ class Problem(Strict):
         return {limit.name: self._total(limit.fixed, limit.costs, widths) for limit in self.limits}
 
     @cached_property
-    def allowed(self) -> dict[str, NDArray[np.int64]]:
+    def allowed(self) -> dict[str, tuple[int, ...]]:
         """Group → indices of the widths its bounds allow, ascending."""
         free = WidthBounds()
         return {
-            name: np.flatnonzero([self.bounds.get(name, free).allows(width) for width in group.widths])
+            name: tuple(i for i, width in enumerate(group.widths) if self.bounds.get(name, free).allows(width))
             for name, group in self.groups.items()
         }
 
@@ -293,7 +292,7 @@ def _check_bounds(problem: Problem) -> None:
             f"bounds: names the unknown group {short(strangers[0])}; groups are {short(list(problem.groups))}"
         )
     for name, bounds in problem.bounds.items():
-        if not len(problem.allowed[name]):
+        if not problem.allowed[name]:
             widths = problem.groups[name].widths
             raise InvalidProblem(f"bounds[{short(name)}]: no width {bounds} among {short(list(widths))}")
 
