@@ -1,6 +1,7 @@
 """How often the allocator finds the optimum, and how long it takes: ``python -m benchmarks.allocation``.
 
-Small random problems are compared with trying all widths; synthetic networks (``benchmarks/instances.py``) are timed.
+Small random problems are compared with trying all widths, as many again with further limits, bounds on widths and the
+other objective; synthetic networks (``benchmarks/instances.py``) are timed, some of them with further limits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import limited
 from benchmarks.instances import NETWORKS, random_problem
 from widthwise.planner.problem import Problem
 from widthwise.planner.solver import solve
@@ -31,6 +33,16 @@ _TIMED = [
     ("googlenet", {"options": 16, "linear": True}),
     ("densenet121", {"options": 8}),
     ("densenet121", {"options": 8, "linear": True}),
+]
+
+
+_LIMITED: list[tuple[str, dict[str, float], float | None]] = [
+    ("resnet50", {}, 0.8),
+    ("resnet50", {"parameters": 0.18}, None),
+    ("resnet50", {"parameters": 0.19, "macs": 0.155}, None),
+    ("resnet50", {"parameters": 0.065, "macs": 0.055}, 0.8),
+    ("mobilenet_v2", {"parameters": 0.4, "macs": 0.3}, None),
+    ("googlenet", {"parameters": 0.4, "macs": 0.35}, None),
 ]
 
 
@@ -58,6 +70,16 @@ def agrees(problem: Problem) -> bool:
     return within and answer.status == "optimal" and math.isclose(answer.importance, best, rel_tol=1e-8, abs_tol=1e-8)
 
 
+def agrees_within_limits(problem: Problem) -> bool:
+    """As :func:`agrees`, of a problem with further limits or the other objective."""
+    best, answer = limited.exhaustive(problem), solve(problem, relative_gap=1e-9)
+    if math.isnan(best):
+        return answer.status == "infeasible" and answer.bound is None
+    value = answer.importance if problem.objective == "importance" else answer.latency_ms
+    within = all(reached.amount <= reached.most for reached in answer.limits)
+    return within and answer.status == "optimal" and math.isclose(value, best, rel_tol=1e-8, abs_tol=1e-8)
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -68,7 +90,10 @@ def main() -> None:
     versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "scipy"))
     print(f"{datetime.date.today()} · {_processor()} · one thread · Python {platform.python_version()} {versions}")
     equal = sum(agrees(random_problem(np.random.default_rng(seed))) for seed in range(arguments.problems))
-    print(f"random problems equal to trying all widths: {equal} of {arguments.problems}\n")
+    print(f"random problems equal to trying all widths: {equal} of {arguments.problems}")
+    seeds = (np.random.default_rng(seed) for seed in range(arguments.problems))
+    equal = sum(agrees_within_limits(limited.random_limited(rng)) for rng in seeds)
+    print(f"with further limits, bounds and both objectives: {equal} of {arguments.problems}\n")
     print(f"| instance | groups | costs | entries | budget | gap ≤ 1e-4 | s to 1e-4 | s to 1e-5 |\n{'|---' * 8}|")
     for name, options in _TIMED:
         problem = NETWORKS[name](share=arguments.share, **options)
@@ -81,6 +106,14 @@ def main() -> None:
             f"| {reached} | {coarse.seconds:.1f} | {fine.seconds:.1f} |",
             flush=True,
         )
+    print(f"\n| instance | limits beside latency | asked for | binding | gap ≤ 1e-4 | s to 1e-4 |\n{'|---' * 6}|")
+    for name, limits, keep in _LIMITED:
+        answer = solve(limited.network(name, limits=limits, keep=keep, options=16), relative_gap=1e-4)
+        reached = f"{answer.gap:.0e}" if answer.gap is not None else answer.status
+        asked = f"{arguments.share:.0%} of the latency" if keep is None else f"{keep:.0%} of the importance"
+        shares = ", ".join(f"{share:.3g} of the {limit}" for limit, share in limits.items()) or "none"
+        binding = ", ".join(answer.binding)
+        print(f"| {name} 16 widths | {shares} | {asked} | {binding} | {reached} | {answer.seconds:.1f} |", flush=True)
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Also": "widthwise.api",
     "apply": "widthwise.api",
     "plan": "widthwise.api",
     "predict": "widthwise.api",
@@ -31,7 +32,8 @@ _PLACES = {
     "Prediction": "widthwise.planner.predictor",
     "Verification": "widthwise.planner.verification",
     "Problem": "widthwise.planner.problem",
-    "Answer": "widthwise.planner.problem",
+    "WidthBounds": "widthwise.planner.problem",
+    "Answer": "widthwise.planner.answer",
     "solve": "widthwise.planner.solver",
     "Network": "widthwise.network.network",
     "Lut": "widthwise.luts.store",
@@ -48,6 +50,7 @@ _PLACES = {
 __all__ = sorted([*_PLACES, "__version__"])
 
 if TYPE_CHECKING:
+    from widthwise.api import Also as Also
     from widthwise.api import apply as apply
     from widthwise.api import plan as plan
     from widthwise.api import predict as predict
@@ -62,12 +65,13 @@ if TYPE_CHECKING:
     from widthwise.luts.spec import LayerSpec as LayerSpec
     from widthwise.luts.store import Lut as Lut
     from widthwise.network.network import Network as Network
+    from widthwise.planner.answer import Answer as Answer
     from widthwise.planner.plan import Budget as Budget
     from widthwise.planner.plan import Plan as Plan
     from widthwise.planner.predictor import LatencyPredictor as LatencyPredictor
     from widthwise.planner.predictor import Prediction as Prediction
-    from widthwise.planner.problem import Answer as Answer
     from widthwise.planner.problem import Problem as Problem
+    from widthwise.planner.problem import WidthBounds as WidthBounds
     from widthwise.planner.solver import solve as solve
     from widthwise.planner.verification import Verification as Verification
     from widthwise.profiling.memory import keep_memory as keep_memory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,22 +18,39 @@ from widthwise.network.network import Network
 from widthwise.planner import verification
 from widthwise.planner.allocation import allocate
 from widthwise.planner.closed_loop import best_of, close_loop
+from widthwise.planner.demands import Demands, FurtherTable, Most, parse_keep
 from widthwise.planner.importance import Criterion, Importance, score
 from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor, Prediction
+from widthwise.planner.problem import WidthBounds
 from widthwise.planner.proposal import Proposer
 from widthwise.planner.verification import Verification
 from widthwise.profiling import profiler
 from widthwise.profiling.target import Target
 from widthwise.pruning.filters import FilterPruning
 
-__all__ = ["apply", "plan", "predict", "profile", "replan", "verify"]
+__all__ = ["Also", "apply", "plan", "predict", "profile", "replan", "verify"]
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 """One input tensor, or one per input."""
 
 Table = Lut | str | os.PathLike[str]
 """An open table or the path of one."""
+
+
+@dataclass(frozen=True)
+class Also:
+    """A further table that a plan must hold on: another device, runtime, batch size or resolution.
+
+    Args:
+        lut: the table; the same one, where it holds the model at another input shape.
+        budget: there; None where the plan's own is a share of the dense latency, which it then is here too.
+        example: the input there; None where it is the plan's.
+    """
+
+    lut: Table
+    budget: str | float | None = None
+    example: Example | None = None
 
 
 def profile(
@@ -100,28 +118,52 @@ def plan(
     importance: Criterion | Importance = "l1",
     name: str = "",
     time_limit_s: float = 60.0,
+    keep: str | float | None = None,
+    most: Mapping[str, str | float] | None = None,
+    bounds: Mapping[str, WidthBounds] | None = None,
+    confidence: float | None = None,
+    also: Sequence[Also] = (),
 ) -> Plan:
-    """The widths that keep the most importance within the budget, with the proof.
+    """The widths that keep the most importance within the budget, or the fastest that keep enough, with the proof.
 
     Args:
-        budget: ``"20ms"``, ``"60%"`` of the dense latency, or milliseconds; or give ``budget_ms``.
+        budget: ``"20ms"``, ``"60%"`` of the dense latency, or milliseconds; or give ``budget_ms``; or ``keep``.
         importance: a criterion by name, a function of network and group, or one made of data by
             :func:`widthwise.planner.importance.taylor`.
         name: what to call the model in the plan, so that it can be rebuilt by name.
+        keep: the share of importance to retain at the least latency, ``0.9`` or ``"90%"``, instead of a budget.
+        most: further limits: ``parameters``, ``macs``, and in bytes ``weight_memory`` and ``activation_memory`` (what
+            all layers write); each ``"5M"``, ``"20MB"``, a number, or a share of the dense network's, ``"50%"``.
+        bounds: group → :class:`widthwise.planner.problem.WidthBounds`.
+        confidence: meet budgets at the upper end of the interval of this level, such as 0.9.
+        also: further tables the plan must hold on.
 
     Raises:
-        BadInput: no budget, two, or one that can't be read.
-        MissingLayers: the table lacks layers of this model.
-        InfeasibleBudget: names the least latency any widths reach.
+        BadInput: no budget, two, or one that can't be read; limits or bounds that can't be.
+        MissingLayers: a table lacks layers of this model.
+        InfeasibleBudget: names the least latency any widths reach, and what stands in the way.
+
+    Example:
+        >>> plan = ww.plan(model, example, lut="cpu.lut", budget="60%", most={"parameters": "5M"},
+        ...                also=[ww.Also("phone.lut", "30ms")])  # doctest: +SKIP
     """
-    if (budget is None) == (budget_ms is None):
-        raise BadInput("give one of budget ('60%' or '20ms') and budget_ms")
-    parsed = Budget.parse(str(budget if budget is not None else budget_ms))
+    if sum(asked is not None for asked in (budget, budget_ms, keep)) != 1:
+        raise BadInput("give one of budget ('60%' or '20ms'), budget_ms and keep (the importance to, at least latency)")
+    parsed = None if keep is not None else Budget.parse(str(budget if budget is not None else budget_ms))
     network = Network.trace(model, _inputs(example), name=name)
-    with opened(lut) as table:
+    with ExitStack() as stack:
+        table = stack.enter_context(opened(lut))
         predictor = LatencyPredictor.fit(table, network)
         scores = importance if isinstance(importance, Importance) else score(model, network, importance)
-        return allocate(predictor, scores, parsed, table, weights=weights_fingerprint(model), time_limit_s=time_limit_s)
+        demands = Demands(
+            most={limit: Most.parse(text) for limit, text in (most or {}).items()},
+            bounds=bounds or {},
+            keep=None if keep is None else parse_keep(keep),
+            confidence=confidence,
+            tables=[_further(entry, model, network, parsed, stack) for entry in also],
+        )
+        weights = weights_fingerprint(model)
+        return allocate(predictor, scores, parsed, table, weights=weights, demands=demands, time_limit_s=time_limit_s)
 
 
 def apply(plan: Plan, model: nn.Module, example: Example | None = None) -> nn.Module:
@@ -170,6 +212,16 @@ def replan(
     path = lut.path if isinstance(lut, Lut) else Path(lut)
     best = best_of(close_loop(plan, model, _inputs(example), path=path, importance=importance, rounds=rounds))
     return best.plan, best.verification
+
+
+def _further(entry: Also, model: nn.Module, network: Network, budget: Budget | None, stack: ExitStack) -> FurtherTable:
+    own = budget if entry.budget is None else Budget.parse(entry.budget)
+    if own is None or (entry.budget is None and not own.relative):
+        raise BadInput(f"the further table {entry.lut} needs a budget of its own: TABLE:20ms or TABLE:60%")
+    if entry.example is not None:
+        network = Network.trace(model, _inputs(entry.example), name=network.name)
+    table = stack.enter_context(opened(entry.lut))
+    return FurtherTable(table, LatencyPredictor.fit(table, network), own)
 
 
 @contextmanager

@@ -194,6 +194,59 @@ def test_solve(tmp_path: Path) -> None:
     assert answer("solve", tmp_path / "p.json", code=1)["minimum_ms"] == pytest.approx(1.0)
 
 
+def test_solve_within_limits(tmp_path: Path) -> None:
+    problem: dict[str, Any] = {
+        "objective": "latency",
+        "keep": 6.0,
+        "groups": {
+            "a": {"widths": [1, 2], "importance": [1.0, 2.0]},
+            "b": {"widths": [5, 9], "importance": [0.0, 5.0]},
+        },
+        "costs": [{"over": ["a", "b"], "ms": [[1.0, 2.5], [2.0, 4.0]]}],
+        "limits": [{"name": "macs", "most": 12, "costs": [{"over": ["a", "b"], "amount": [[5, 9], [10, 18]]}]}],
+    }
+    (tmp_path / "p.json").write_text(json.dumps(problem))
+    found = answer("solve", tmp_path / "p.json")
+    assert (found["status"], found["widths"], found["latency_ms"]) == ("optimal", {"a": 1, "b": 9}, 2.5)
+    assert found["limits"] == [{"name": "macs", "amount": 9.0, "most": 12.0, "least": 5.0}]
+    (tmp_path / "p.json").write_text(json.dumps(problem | {"keep": 7.0}))
+    assert answer("solve", tmp_path / "p.json", code=1)["reason"].startswith(
+        "each of importance, macs can be met alone"
+    )
+    (tmp_path / "p.json").write_text(json.dumps(problem | {"bounds": {"a": {"min": 3}}}))
+    assert "bounds['a']: no width of at least 3 among [1, 2]" in refused("solve", tmp_path / "p.json")
+
+
+def test_plan_within_limits(place: Path, model: str, tmp_path: Path) -> None:
+    plan = ("plan", model, *SHAPE, "--lut", place / "d.lut")
+    limits = ("--max-parameters", "40%", "--max-macs", "1M", "--min-width", "b=16", "--also", f"{place / 'd.lut'}:55%")
+    made = answer(*plan, "--budget", "60%", *limits, "-o", tmp_path / "p.json")
+    assert {limit["name"]: limit["amount"] <= limit["most"] for limit in made["limits"]} == {
+        "parameters": True,
+        "macs": True,
+    }
+    assert made["further"][0]["predicted_ms"] <= made["further"][0]["budget_ms"] and made["widths"]["b"] >= 16
+    assert ww.Plan.read(tmp_path / "p.json").binding == made["binding"] != []
+    assert "what binds" in run(*plan, "--budget", "60%", *limits).stdout
+    fastest = answer(*plan, "--objective", "latency", "--keep", "80%", "--fix", "b=33")
+    assert fastest["importance"] >= 0.8 and fastest["widths"]["b"] == 33 and fastest["objective"] == "latency"
+    assert "no widths reach parameters" in refused(*plan, "--budget", "60%", "--max-parameters", "10", code=1)
+    for wrong, line in (
+        (("--budget", "60%", "--keep", "0.9"), "--keep belongs to --objective latency"),
+        (("--objective", "latency"), "needs --keep"),
+        (("--objective", "speed"), "is importance or latency, not 'speed'"),
+        ((), "give --budget"),
+        (("--budget", "60%", "--min-width", "b"), "'b' is no bound"),
+        (("--budget", "60%", "--min-width", "b=9", "--max-width", "b=8"), "none are both"),
+        (("--budget", "60%", "--max-macs", "lots"), "is no upper limit"),
+        (("--budget", "60%", "--confidence", "1.5"), "a confidence must be above 0 and below 1"),
+        (("--budget", "60%", "--confidence", "0.9999"), "held-out networks"),
+        (("--budget", "60%", "--also", ":50%"), "names no table"),
+        (("--budget", "60%", "--also", "nowhere.lut"), "no table nowhere.lut"),
+    ):
+        assert line in refused(*plan, *wrong)
+
+
 def test_luts(place: Path, tmp_path: Path) -> None:
     lut = place / "d.lut"
     shown = answer("luts", "show", lut)

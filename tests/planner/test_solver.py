@@ -16,7 +16,7 @@ from widthwise.planner import fronts, solver
 from widthwise.planner.bounds import Ascent
 from widthwise.planner.dominance import undominated
 from widthwise.planner.formulation import Model, Solution
-from widthwise.planner.graph import Graph, merge
+from widthwise.planner.graph import IMPORTANCE, LATENCY, Graph, merge
 from widthwise.planner.problem import Problem
 from widthwise.planner.solver import solve
 
@@ -93,7 +93,7 @@ def _solve(problem: Problem, first_pairs: int, most_rows: int) -> Any:
 @given(problems())
 def test_dominated_options_are_never_needed(problem: Problem) -> None:
     for importance in (True, False):
-        kept = undominated(problem, merge(problem), importance=importance)
+        kept = undominated(problem, merge(problem), [IMPORTANCE, LATENCY] if importance else [LATENCY])
         groups = zip(problem.groups.items(), kept, strict=True)
         allowed = {name: {group.widths[i] for i in options} for (name, group), options in groups}
         left = [
@@ -108,9 +108,9 @@ def test_dominated_options_are_never_needed(problem: Problem) -> None:
 def test_bounds_of_message_passing_hold(problem: Problem, price: float) -> None:
     kept = [np.arange(len(group.widths)) for group in problem.groups.values()]
     graph = Graph.of(problem, merge(problem), kept)
-    ascent = Ascent(graph, 1.0, 1.0)
+    ascent = Ascent(graph, np.array([1.0, 1.0]))
     ascent.sweep(1)
-    ascent.reprice(price)
+    ascent.reprice(np.array([1.0, price]))
     ascent.sweep(3)
     reach = ascent.reach()
     for ms, importance, widths in every(problem):
@@ -163,7 +163,7 @@ def test_concatenation_counts_totals() -> None:
 
 
 def test_all_widest_fits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver._Search, "maximise", lambda self: pytest.fail("nothing was left to prove"))
+    monkeypatch.setattr(solver._Search, "improve", lambda self: pytest.fail("nothing was left to prove"))
     costs = [{"over": ["a", "b"], "ms": [[6, 18], [12, 36]]}]
     answer = solve(Problem(budget_ms=36, groups=COUPLED, costs=costs))
     assert (answer.status, answer.widths, answer.gap, answer.minimum_ms) == ("optimal", {"a": 4, "b": 9}, 0, 6)
@@ -258,13 +258,13 @@ def test_only_the_rows_that_stay_have_to_fit(monkeypatch: pytest.MonkeyPatch) ->
     """A hub with many blocks pairs far more rows than remain of them; the pairs come in parts."""
     problem = equal_blocks(4, 8)
     graph = Graph.of(problem, merge(problem), [np.arange(8)] * len(problem.groups))
-    ascent = Ascent(graph, 0.005, 1.0)
+    ascent = Ascent(graph, np.array([1.0, 0.005]))
     ascent.sweep(4)
-    energy, limit_ms, pairs = ascent.bound + 5.0, problem.budget_ms - graph.constant_ms, []
+    energy, pairs = ascent.bound + 5.0, []
 
     def front() -> fronts.Front:
         within = ascent.reach().within(energy)
-        return fronts.eliminate(ascent, *within, budget_ms=limit_ms, energy=energy, loss=0.1)
+        return fronts.eliminate(ascent, *within, limits={LATENCY: problem.budget_ms}, energy=energy, loss=0.1)
 
     whole = front()
     chunks = fronts._chunks
@@ -273,7 +273,7 @@ def test_only_the_rows_that_stay_have_to_fit(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fronts, "_CHUNK", 60)
     parts = front()
     assert max(pairs) > 2 * 900
-    assert parts.importance == pytest.approx(whole.importance, abs=1e-9)
+    assert parts.least == pytest.approx(whole.least, abs=1e-9)
     assert parts.choice is not None
     with monkeypatch.context() as patch, pytest.raises(fronts.TooWide):
         patch.setattr(fronts, "_MAX_PAIRS", 600)
@@ -300,23 +300,23 @@ def test_fronts_lose_no_more_than_they_say(
 
 def check_front(problem: Problem, price: float, loss: float, sweeps: int) -> None:
     graph = Graph.of(problem, merge(problem), [np.arange(len(group.widths)) for group in problem.groups.values()])
-    ascent = Ascent(graph, price, 1.0)
+    ascent = Ascent(graph, np.array([1.0, price]))
     ascent.sweep(sweeps)
     energy = ascent.bound + 2.0
     within = ascent.reach().within(energy)
     hair = 1e-9
-    limit_ms = problem.budget_ms - graph.constant_ms + hair
-    front = fronts.eliminate(ascent, *within, budget_ms=limit_ms, energy=energy + hair, loss=loss)
+    limits = {LATENCY: problem.budget_ms + hair}
+    front = fronts.eliminate(ascent, *within, limits=limits, energy=energy + hair, loss=loss)
     names, of_widths = list(problem.groups), {}
     for ms, importance, widths in every(problem):
         of_widths[tuple(widths.values())] = (ms, importance)
         if ms <= problem.budget_ms and price * ms - importance <= energy:
-            assert importance <= front.importance + 1e-7
+            assert importance <= -front.least + 1e-7
     if front.choice is not None:
         chosen = tuple(problem.groups[name].widths[i] for name, i in zip(names, front.choice, strict=False))
         ms, importance = of_widths[chosen]
         assert ms <= problem.budget_ms + 2 * hair
-        assert front.importance - loss - 1e-7 <= importance <= front.importance + 1e-7
+        assert -front.least - loss - 1e-7 <= importance <= -front.least + 1e-7
 
 
 def test_deterministic() -> None:

@@ -22,6 +22,20 @@ from widthwise.cli.common import (
     progress,
     reported,
 )
+from widthwise.cli.limits import (
+    AlsoTables,
+    Confidence,
+    Fixed,
+    Keep,
+    MaxActivationMemory,
+    MaxMacs,
+    MaxParameters,
+    MaxWeightMemory,
+    MaxWidths,
+    MinWidths,
+    Objective,
+    asked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +50,8 @@ __all__ = ["frontier", "plan", "predict", "solve"]
 
 _FROM_DATA = ("taylor", "sensitivity")
 _BATCHES = 20
+_ASKED = ("objective", "keep", "confidence", "limits", "bounds", "further", "binding")
+"""Keys of `plan --json` that are there where something else than a budget was asked for."""
 
 
 @reported
@@ -87,7 +103,7 @@ def plan(
     model: Model,
     inputs: Inputs,
     lut: LutPath,
-    budget: Annotated[str, typer.Option("--budget", help="20ms, or 60% of the dense latency.")],
+    budget: Annotated[str | None, typer.Option("--budget", help="20ms, or 60% of the dense latency.")] = None,
     importance: Annotated[
         str, typer.Option("--importance", help="l1, l2, fpgm, gamma, std, mean; taylor, sensitivity with --data.")
     ] = "l1",
@@ -98,6 +114,17 @@ def plan(
     verify: Annotated[
         int | None, typer.Option("--verify", help="Measure the plan here, and so many better ones at most.")
     ] = None,
+    objective: Objective = "importance",
+    keep: Keep = None,
+    max_parameters: MaxParameters = None,
+    max_macs: MaxMacs = None,
+    max_weight_memory: MaxWeightMemory = None,
+    max_activation_memory: MaxActivationMemory = None,
+    min_width: MinWidths = None,
+    max_width: MaxWidths = None,
+    fix: Fixed = None,
+    confidence: Confidence = None,
+    also: AlsoTables = None,
     as_json: Json = False,
 ) -> None:
     """Choose every layer's channels: the most importance within the budget, with the proof.
@@ -105,9 +132,20 @@ def plan(
     Example: widthwise plan torchvision:resnet18 --input 1,3,224,224 --lut device.lut --budget 60% -o plan.json
     """
     from widthwise.luts.errors import BadInput
-    from widthwise.planner.plan import Budget
 
-    Budget.parse(budget)
+    most = {"parameters": max_parameters, "macs": max_macs}
+    most |= {"weight_memory": max_weight_memory, "activation_memory": max_activation_memory}
+    demands = asked(
+        objective=objective,
+        budget=budget,
+        keep=keep,
+        most=most,
+        min_width=min_width,
+        max_width=max_width,
+        fix=fix,
+        confidence=confidence,
+        also=also,
+    )
     if (importance in _FROM_DATA) != (data is not None):
         raise BadInput(
             f"--importance {' or '.join(_FROM_DATA)} and --data go together: they ask how the loss on images changes"
@@ -131,9 +169,7 @@ def plan(
             if data is None
             else _from_data(importance, module, network, data, options)
         )
-        made = api.plan(
-            module, example, lut=table, budget=budget, importance=ranked, name=model, time_limit_s=time_limit
-        )
+        made = api.plan(module, example, lut=table, importance=ranked, name=model, time_limit_s=time_limit, **demands)
     found = None
     if verify is not None:
         made, found = api.replan(made, module, example, lut=lut, rounds=verify, importance=ranked)
@@ -247,6 +283,7 @@ def _from_data(
 
 
 def _plan_keys(made: Plan) -> dict[str, Any]:
+    later = made.model_dump(mode="json", include=set(_ASKED))
     return {
         "dense_ms": made.dense_ms,
         "budget_ms": made.budget_ms,
@@ -259,6 +296,7 @@ def _plan_keys(made: Plan) -> dict[str, Any]:
         "status": made.certificate.status,
         "widths": made.widths,
         "notes": made.notes,
+        **later,
     }
 
 

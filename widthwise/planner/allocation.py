@@ -1,4 +1,4 @@
-"""Allocation: from a predictor, an importance and a budget to a plan with its proof.
+"""Allocation: from a predictor, an importance and what is asked for to a plan with its proof.
 
 This module turns a network into an allocation problem (cost tables over widths, widths over importance),
 hands it to the exact solver and makes a plan of the answer. See DESIGN §4.3 for the problem as data.
@@ -9,207 +9,273 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from widthwise.luts.errors import InfeasibleBudget
+from widthwise.luts.errors import BadInput, InfeasibleBudget, Unmet
 from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
 from widthwise.network.granularity import options_from
-from widthwise.network.layers import Layer
 from widthwise.network.network import Network
-from widthwise.network.widths import Affine
+from widthwise.planner.demands import Demands, FurtherTable, amount, as_limit
 from widthwise.planner.importance import Importance
-from widthwise.planner.plan import Budget, Certificate, Plan, TableReference
+from widthwise.planner.plan import Budget, Certificate, FurtherLatency, KeptLimit, Plan, TableReference
 from widthwise.planner.predictor import LatencyPredictor
-from widthwise.planner.problem import Answer, Cost, GroupOptions, Problem, SumOver
+from widthwise.planner.problem import Answer, Cost, GroupOptions, Limit, Problem
 from widthwise.planner.solver import solve
+from widthwise.planner.tabulation import Tabulation
 
 __all__ = ["allocate", "build_problem"]
 
 RELATIVE_GAP = 1e-5
-_Array = npt.NDArray[np.float64]
 _Options = Mapping[str, Sequence[int]]
 
 
 def allocate(
     predictor: LatencyPredictor,
     importance: Importance,
-    budget: Budget,
+    budget: Budget | None,
     lut: Lut,
     *,
     weights: str = "",
     options: _Options | None = None,
+    demands: Demands | None = None,
     time_limit_s: float = 60.0,
 ) -> Plan:
-    """The plan of greatest importance whose predicted latency is within the budget.
+    """The plan of greatest importance whose predicted latency is within the budget, or the fastest that keeps enough.
 
     Args:
+        budget: of the latency; None where ``demands.keep`` asks for the fastest widths instead.
         weights: hash of the weights the importance was taken from.
         options: widths to choose from; by default multiples of the granularity the table knows.
+        demands: what else to keep to.
 
     Raises:
-        InfeasibleBudget: names the least latency any widths reach.
+        BadInput: both or none of ``budget`` and ``demands.keep``, or demands that can't be.
+        InfeasibleBudget: names the least latency any widths reach, and what stands in the way.
     """
-    from widthwise import __version__
-
-    network = predictor.network
-    options = options or options_from(lut, network)
-    dense_ms = predictor.dense_ms
-    budget_ms = budget.ms(dense_ms)
-    problem = build_problem(predictor, importance, budget_ms, options)
-    answer = solve(problem, time_limit_s=time_limit_s, relative_gap=RELATIVE_GAP)
-    notes: list[str] = []
-    if dense_ms <= budget_ms:
-        widths, certificate = (
-            network.dense,
-            Certificate(status="unchanged", objective=1.0, bound=1.0, gap=0.0, seconds=0.0),
-        )
-        notes.append(f"the dense network already meets the budget ({dense_ms:.3g} ms): every channel is kept")
-    else:
-        widths, certificate = _require_feasible(answer, network, budget_ms, dense_ms)
-    prediction = predictor.predict(widths)
-    if prediction.extrapolated:
-        notes.append(
-            f"extrapolated for {len(prediction.extrapolated)} layers, the first {prediction.extrapolated[0]!r}"
-        )
-    notes += prediction.notes
-    return Plan(
-        widthwise=__version__,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=network.name,
-        signature=network.signature,
-        weights=weights,
-        inputs=[list(shape) for shape in network.inputs],
-        dense_ms=dense_ms,
-        budget_ms=budget_ms,
-        predicted_ms=prediction.latency_ms,
-        interval_ms=prediction.interval_ms,
-        minimum_ms=answer.minimum_ms,
-        criterion=importance.criterion,
-        importance=importance.retained(widths),
-        certificate=certificate,
-        table=_reference(lut, network),
-        dense=network.dense,
-        widths=widths,
-        kept={group: list(importance.kept(group, width)) for group, width in widths.items()},
-        notes=notes,
+    request = _Request(predictor, importance, budget, lut, options, demands or Demands())
+    answer = solve(request.problem, time_limit_s=time_limit_s, relative_gap=RELATIVE_GAP)
+    if request.dense_will_do:
+        unchanged = Certificate(status="unchanged", objective=1.0, bound=1.0, gap=0.0, seconds=0.0)
+        return request.plan(answer, request.network.dense, unchanged, weights)
+    request.require_feasible(answer)
+    assert answer.bound is not None and answer.gap is not None
+    found = answer.importance if request.problem.objective == "importance" else answer.latency_ms
+    status: Literal["optimal", "feasible"] = "optimal" if answer.status == "optimal" else "feasible"
+    certificate = Certificate(
+        status=status, objective=found, bound=answer.bound, gap=answer.gap, seconds=answer.seconds
     )
+    return request.plan(answer, dict(answer.widths), certificate, weights)
 
 
 def build_problem(predictor: LatencyPredictor, importance: Importance, budget_ms: float, options: _Options) -> Problem:
     """The allocation problem of a network; its latencies are :meth:`LatencyPredictor.predict`'s to rounding."""
-    tables = _Tables(predictor, options)
-    for layer in predictor.network.layers:
-        tables.add(layer)
+    tables = _latencies(predictor, options)
     return Problem(
-        budget_ms=budget_ms,
-        fixed_ms=tables.fixed_ms,
-        groups={
-            group: GroupOptions(widths=tuple(widths), importance=tuple(importance.curve(group, widths)))
-            for group, widths in options.items()
-        },
-        costs=tables.costs(),
+        budget_ms=budget_ms, fixed_ms=tables.fixed, groups=_groups(importance, options), costs=_costs(tables)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """One side of a cost table: a group, or a sum of groups; ``entries`` are the widths or totals it runs over."""
+class _Request:
+    """What is asked of the solver, and a plan of what it says."""
 
-    groups: tuple[str, ...]
-    plus: int
-    entries: tuple[int, ...]
+    def __init__(
+        self,
+        predictor: LatencyPredictor,
+        importance: Importance,
+        budget: Budget | None,
+        lut: Lut,
+        options: _Options | None,
+        demands: Demands,
+    ) -> None:
+        if (budget is None) == (demands.keep is None):
+            raise BadInput("give a budget, or what to keep at the least latency (--objective latency --keep), not both")
+        self.predictor, self.importance, self.lut, self.demands = predictor, importance, lut, demands
+        self.network, self.dense_ms = predictor.network, predictor.dense_ms
+        self.dtype = str(lut.target.get("dtype", "float32"))
+        self.budget_ms = None if budget is None else budget.ms(self.dense_ms)
+        self.options = demands.options(self.network, options or options_from(lut, self.network))
+        self.limits = demands.limits(self.network, self.options, self.dtype)
+        self.further = [_further_limit(table, self.options, demands.confidence) for table in demands.tables]
+        self._check_tables()
+        self.problem = self._problem()
 
     @property
-    def key(self) -> tuple[tuple[str, ...], int]:
-        return self.groups, self.plus
+    def dense_will_do(self) -> bool:
+        """Whether the dense network is within the budget, and within all else."""
+        if self.budget_ms is None or _within(self.predictor, self.budget_ms, self.demands.confidence) < self.dense_ms:
+            return False
+        dense = self.network.dense
+        if any(dense[group] not in widths for group, widths in self.options.items()):
+            return False
+        if any(
+            table.predictor.dense_ms > limit.most
+            for table, limit in zip(self.demands.tables, self.further, strict=True)
+        ):
+            return False
+        return all(limit.most >= self._amount(limit, dense) for limit in self.limits)
 
-    @property
-    def over(self) -> str | SumOver:
-        return self.groups[0] if len(self.groups) == 1 else SumOver(sum=self.groups, plus=self.plus)
-
-
-class _Tables:
-    """Cost tables, those over the same widths added up."""
-
-    def __init__(self, predictor: LatencyPredictor, options: _Options) -> None:
-        self._predictor = predictor
-        self._options = options
-        self._sums: dict[tuple[object, ...], tuple[tuple[_Axis, ...], _Array]] = {}
-        self.fixed_ms = predictor.fixed_ms
-
-    def add(self, layer: Layer) -> None:
-        """Counts a layer's latency where its widths say."""
-        sizes = [self._axis(axis) for axis in layer.axes]
-        varying = {axis.key: axis for axis in sizes if axis is not None}
-        axes = tuple(sorted(varying.values(), key=lambda axis: (len(axis.groups) == 1, axis.key)))
-        shape = tuple(len(axis.entries) for axis in axes)
-        columns = []
-        for affine, axis in zip(layer.axes, sizes, strict=True):
-            if axis is None:
-                columns.append(np.full(shape, affine.constant, dtype=np.int64))
-            else:
-                place = [1] * len(axes)
-                position = [other.key for other in axes].index(axis.key)
-                place[position] = -1
-                own = self._sizes(affine, axis)
-                columns.append(np.broadcast_to(own.reshape(place), shape))
-        count = math.prod(shape)
-        channels = np.stack([column.reshape(count) for column in columns], axis=1) if columns else np.zeros((1, 0), int)
-        table = self._predictor.surface_ms(layer.geometry, channels).reshape(shape)
-        if not axes:
-            self.fixed_ms += float(table)
+    def require_feasible(self, answer: Answer) -> None:
+        """Raises InfeasibleBudget where the answer says so; Unmet where time ran out."""
+        if answer.status != "infeasible":
             return
-        key = tuple(axis.key for axis in axes)
-        known = self._sums.get(key)
-        self._sums[key] = (axes, table if known is None else known[1] + table)
-
-    def costs(self) -> tuple[Cost, ...]:
-        return tuple(
-            Cost(
-                over=tuple(axis.over for axis in axes),
-                ms=table,
-                sums=next((axis.entries for axis in axes if len(axis.groups) > 1), None),
+        budget_ms, least_ms = self.budget_ms, answer.minimum_ms * self._margin
+        if budget_ms is not None and least_ms > budget_ms:
+            sure = f" with {self.demands.confidence:.6g} confidence" if self.demands.confidence is not None else ""
+            raise InfeasibleBudget(
+                f"no widths bring {self.network.name} to {budget_ms:.4g} ms{sure}: the least it reaches is "
+                f"{least_ms:.4g} ms ({least_ms / self.dense_ms:.0%} of the dense {self.dense_ms:.4g} ms); "
+                "raise the budget",
+                least_ms,
             )
-            for axes, table in self._sums.values()
+        if answer.bound is not None:
+            raise Unmet(f"{self.network.name}: {answer.reason}; raise the time limit")
+        if self.demands.keep is not None and answer.reason and "keep an importance" in answer.reason:
+            most = math.exp(-1.0 + math.fsum(max(group.importance) for group in self.problem.groups.values()))
+            raise InfeasibleBudget(
+                f"no widths of {self.network.name} retain {self.demands.keep:.6g}: within the bounds on widths the "
+                f"most is {most:.4g}; keep less",
+                least_ms,
+            )
+        raise InfeasibleBudget(f"{self.network.name}: {answer.reason}; loosen one of them", least_ms)
+
+    def plan(self, answer: Answer, widths: Mapping[str, int], certificate: Certificate, weights: str) -> Plan:
+        """The plan of these widths."""
+        from widthwise import __version__
+
+        network, demands = self.network, self.demands
+        prediction = self.predictor.predict(widths)
+        return Plan(
+            widthwise=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            model=network.name,
+            signature=network.signature,
+            weights=weights,
+            inputs=[list(shape) for shape in network.inputs],
+            dense_ms=self.dense_ms,
+            budget_ms=self.budget_ms or prediction.latency_ms,
+            predicted_ms=prediction.latency_ms,
+            interval_ms=_interval_ms(self.predictor, prediction.latency_ms, demands.confidence),
+            minimum_ms=answer.minimum_ms,
+            criterion=self.importance.criterion,
+            importance=self.importance.retained(widths),
+            certificate=certificate,
+            table=_reference(self.lut, network),
+            dense=network.dense,
+            widths=dict(widths),
+            kept={group: list(self.importance.kept(group, width)) for group, width in widths.items()},
+            notes=self._notes(widths, certificate),
+            objective=self.problem.objective,
+            keep=demands.keep,
+            confidence=demands.confidence,
+            limits=[
+                KeptLimit(
+                    name=limit.name,
+                    amount=self._amount(limit, widths),
+                    most=limit.most,
+                    dense=self._amount(limit, network.dense),
+                )
+                for limit in self.limits
+            ],
+            bounds=dict(demands.bounds),
+            further=[_further_latency(table, widths, demands.confidence) for table in demands.tables],
+            binding=list(answer.binding) if certificate.status != "unchanged" else [],
         )
 
-    def _axis(self, affine: Affine) -> _Axis | None:
-        """None where nothing varies. Single groups are told apart by name alone, whatever multiplies them."""
-        if not affine.terms:
-            return None
-        if len(affine.terms) == 1:
-            group = affine.groups[0]
-            return _Axis((group,), 0, tuple(self._options[group]))
-        repeated = tuple(group for group, coefficient in affine.terms for _ in range(coefficient))
-        totals = {affine.constant}
-        for group, coefficient in affine.terms:
-            totals = {total + coefficient * width for total in totals for width in self._options[group]}
-        return _Axis(repeated, affine.constant, tuple(sorted(totals)))
+    def _problem(self) -> Problem:
+        tables = _latencies(self.predictor, self.options)
+        groups = _groups(self.importance, self.options)
+        common: dict[str, Any] = {"fixed_ms": tables.fixed, "groups": groups, "costs": _costs(tables)}
+        common["limits"] = (*self.limits, *self.further)
+        if self.budget_ms is None:
+            assert self.demands.keep is not None
+            # A hair less, so that the dense network keeps all of itself whatever its shares add up to in floats.
+            keep = 1 + math.log(self.demands.keep) - 1e-12
+            return Problem(objective="latency", keep=keep, **common)
+        return Problem(budget_ms=_within(self.predictor, self.budget_ms, self.demands.confidence), **common)
 
-    def _sizes(self, affine: Affine, axis: _Axis) -> npt.NDArray[np.int64]:
-        entries = np.array(axis.entries, dtype=np.int64)
-        if len(affine.terms) > 1:
-            return entries
-        return entries * affine.terms[0][1] + affine.constant
+    @property
+    def _margin(self) -> float:
+        return math.exp(_radius(self.predictor, self.demands.confidence))
+
+    def _amount(self, limit: Limit, widths: Mapping[str, int]) -> float:
+        return amount(limit.name, self.network, widths, self.dtype)
+
+    def _notes(self, widths: Mapping[str, int], certificate: Certificate) -> list[str]:
+        prediction, notes = self.predictor.predict(widths), []
+        if certificate.status == "unchanged":
+            notes.append(f"the dense network already meets the budget ({self.dense_ms:.3g} ms): every channel is kept")
+        if prediction.extrapolated:
+            first = prediction.extrapolated[0]
+            notes.append(f"extrapolated for {len(prediction.extrapolated)} layers, the first {first!r}")
+        return [*notes, *prediction.notes]
+
+    def _check_tables(self) -> None:
+        """Further tables are of this model: the same groups of the same sizes, and no two limits of one name."""
+        for table in self.demands.tables:
+            if table.predictor.network.dense != self.network.dense:
+                raise BadInput(f"{table.lut.path} is of another model: its groups aren't those of {self.network.name}")
+        names = [limit.name for limit in self.further]
+        if len(set(names)) < len(names):
+            raise BadInput("a further table is named twice on the same input shape; name each once, with one budget")
 
 
-def _require_feasible(
-    answer: Answer, network: Network, budget_ms: float, dense_ms: float
-) -> tuple[dict[str, int], Certificate]:
-    if answer.status == "infeasible":
-        raise InfeasibleBudget(
-            f"no widths bring {network.name} to {budget_ms:.4g} ms: the least it reaches is {answer.minimum_ms:.4g} ms "
-            f"({answer.minimum_ms / dense_ms:.0%} of the dense {dense_ms:.4g} ms); raise the budget",
-            answer.minimum_ms,
-        )
-    assert answer.bound is not None and answer.gap is not None
-    return dict(answer.widths), Certificate(
-        status=answer.status, objective=answer.importance, bound=answer.bound, gap=answer.gap, seconds=answer.seconds
+def _further_limit(table: FurtherTable, options: _Options, confidence: float | None) -> Limit:
+    """The latency on a further table as a limit."""
+    predictor = table.predictor
+    shapes = "+".join(",".join(map(str, shape)) for shape in predictor.network.inputs)
+    budget_ms = _within(predictor, table.budget.ms(predictor.dense_ms), confidence)
+    return as_limit(f"latency on {table.lut.path} @ {shapes}"[-200:], budget_ms, _latencies(predictor, options))
+
+
+def _further_latency(table: FurtherTable, widths: Mapping[str, int], confidence: float | None) -> FurtherLatency:
+    predictor = table.predictor
+    latency_ms = predictor.predict(widths).latency_ms
+    return FurtherLatency(
+        table=_reference(table.lut, predictor.network),
+        signature=predictor.network.signature,
+        inputs=[list(shape) for shape in predictor.network.inputs],
+        dense_ms=predictor.dense_ms,
+        budget_ms=table.budget.ms(predictor.dense_ms),
+        predicted_ms=latency_ms,
+        interval_ms=_interval_ms(predictor, latency_ms, confidence),
     )
+
+
+def _radius(predictor: LatencyPredictor, confidence: float | None) -> float:
+    return 0.0 if confidence is None else predictor.radius_at(confidence)
+
+
+def _within(predictor: LatencyPredictor, budget_ms: float, confidence: float | None) -> float:
+    """The greatest latency whose interval's upper end is within the budget."""
+    return budget_ms * math.exp(-_radius(predictor, confidence))
+
+
+def _interval_ms(predictor: LatencyPredictor, latency_ms: float, confidence: float | None) -> tuple[float, float]:
+    if confidence is None:
+        return predictor.interval_ms(latency_ms)
+    radius = predictor.radius_at(confidence)
+    return latency_ms * math.exp(-radius), latency_ms * math.exp(radius)
+
+
+def _latencies(predictor: LatencyPredictor, options: _Options) -> Tabulation:
+    tables = Tabulation(options)
+    tables.fixed = predictor.fixed_ms
+    for layer in predictor.network.layers:
+        tables.add(layer.axes, partial(predictor.surface_ms, layer.geometry))
+    return tables
+
+
+def _costs(tables: Tabulation) -> tuple[Cost, ...]:
+    return tuple(Cost(over=found.over, ms=found.table, sums=found.sums) for found in tables.tables())
+
+
+def _groups(importance: Importance, options: _Options) -> dict[str, GroupOptions]:
+    return {
+        group: GroupOptions(widths=tuple(widths), importance=tuple(importance.curve(group, widths)))
+        for group, widths in options.items()
+    }
 
 
 def _reference(lut: Lut, network: Network) -> TableReference:

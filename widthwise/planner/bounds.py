@@ -1,9 +1,9 @@
 """Bounds from message passing: what any answer, and any answer with a given option, can reach at best.
 
-With a price on latency the problem splits into nodes and tables, and moving amounts between them (which changes no
-answer's total) until their separate optima add up to as little as they can bounds all answers at once. That is the
-dual of the linear relaxation, climbed in milliseconds where an LP solver needs seconds; options whose bound is out
-of reach never enter the integer program.
+With a price on everything that is limited the problem splits into nodes and tables, and moving amounts between them
+(which changes no answer's total) until their separate optima add up to as little as they can bounds all answers at
+once. That is the dual of the linear relaxation, climbed in milliseconds where an LP solver needs seconds; options
+whose bound is out of reach never enter the integer program.
 
 Source: sequential reweighted message passing (TRW-S, Kolmogorov 2006; SRMP, 2015) on the local polytope.
 """
@@ -58,19 +58,20 @@ class Reach:
 
 
 class Ascent:
-    """Least energy ``price · latency - value · importance`` over all choices, bounded from below.
+    """Least energy ``prices · amounts`` over all choices, bounded from below.
 
     Attributes:
+        prices: one for each of the graph's amounts, at least 0, shape ``(amounts,)``.
         bound: no choice has a lower energy; climbs with each sweep.
         energy: for each node, no choice with that option has a lower energy, shape ``(options,)`` each.
         choice: the option each node would take, decoded in the last forward sweep; a choice of groups and the totals
             that follow from it, so its latency is real.
     """
 
-    def __init__(self, graph: Graph, price: float, value: float) -> None:
-        self.graph, self.price, self.value = graph, price, value
-        self.theta = [price * node.ms - value * node.importance for node in graph.nodes]
-        self.tables = [price * table.ms for table in graph.tables]
+    def __init__(self, graph: Graph, prices: Floats) -> None:
+        self.graph, self.prices = graph, prices
+        self.theta = [_priced(prices, node.amounts) for node in graph.nodes]
+        self.tables = [_priced(prices, table.amounts) for table in graph.tables]
         self.order = sorted(range(len(graph.nodes)), key=lambda n: graph.nodes[n].at)
         self.links = _links(graph, self.order)
         self.totals = [_Groups(t.option) if t.option is not None else None for t in graph.tables]
@@ -82,22 +83,23 @@ class Ascent:
     @property
     def constant(self) -> float:
         """Energy that no choice changes."""
-        return self.price * self.graph.constant_ms - self.value * self.graph.constant_importance
+        return float(self.prices @ self.graph.constants)
 
     def forget(self) -> None:
         """Start the bounds anew, as a change of price must."""
         self.bound = -np.inf
         self.energy = [np.full(len(theta), -np.inf) for theta in self.theta]
 
-    def reprice(self, price: float) -> None:
-        """Change the price of latency, keeping the messages."""
+    def reprice(self, prices: Floats) -> None:
+        """Change the prices, keeping the messages."""
+        change = prices - self.prices
         for n, node in enumerate(self.graph.nodes):
-            self.theta[n] = self.theta[n] + (price - self.price) * node.ms
+            self.theta[n] = self.theta[n] + _priced(change, node.amounts)
             self.node_low[n] = self.theta[n].min()
         for t, table in enumerate(self.graph.tables):
-            self.tables[t] += (price - self.price) * table.ms
+            self.tables[t] += _priced(change, table.amounts)
             self.low[t] = self.tables[t].min()
-        self.price = price
+        self.prices = prices
         self.forget()
 
     def sweep(self, times: int) -> None:
@@ -180,6 +182,15 @@ class Ascent:
                 rows = self.tables[link.table]
                 energy = energy + (rows[:, self.choice[other]] if link.role == _LEFT else rows[self.choice[other]])
         self.choice[n] = int(energy.argmin())
+
+
+def _priced(prices: Floats, amounts: Floats) -> Floats:
+    """Their sum over the first axis, those without a price passed over."""
+    total = np.zeros(amounts.shape[1:])
+    for price, amount in zip(prices, amounts, strict=True):
+        if price:
+            total += price * amount
+    return total
 
 
 class _Groups:

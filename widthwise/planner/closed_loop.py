@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from widthwise.luts.errors import InfeasibleBudget
+from widthwise.luts.errors import BadInput, InfeasibleBudget
 from widthwise.luts.store import Lut
 from widthwise.network.loading import weights_fingerprint
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.planner.allocation import allocate
+from widthwise.planner.demands import Demands
 from widthwise.planner.importance import Importance, score
 from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor
@@ -68,15 +69,21 @@ def close_loop(
     Args:
         plan: the first; made for ``dense`` from the table at ``path``, which gains every measurement.
         importance: what the plan was made by; needed where it isn't made of weights alone.
-        rounds: new plans at most.
+        rounds: new plans at most; none of a plan of least latency, which has no budget to come nearer to.
         on_attempt: called with every one that was measured.
 
     Returns:
         All that were measured, the given one first; :func:`best_of` picks one.
 
     Raises:
+        BadInput: new plans would have to hold on further tables, which a plan only names.
         InvalidTable, TableMismatch: see :func:`widthwise.planner.verification.verify`.
     """
+    if plan.further and rounds:
+        raise BadInput(
+            "this plan holds on further tables too, of which only one can be measured here; plan anew instead"
+        )
+    rounds = 0 if plan.objective == "latency" else rounds
     network = Network.trace(dense, example, name=plan.model)
     importance = importance or score(dense, network, plan.criterion)
     attempts: list[Attempt] = []
@@ -117,9 +124,9 @@ def _next(
         predictor = LatencyPredictor.fit(lut, network)
         missed = last.verification.measured_ms / predictor.predict(last.plan.widths).latency_ms
         try:
-            made = allocate(
-                predictor, importance, Budget(_AIM * budget_ms / missed, relative=False), lut, weights=weights
-            )
+            target = Budget(_AIM * budget_ms / missed, relative=False)
+            demands = Demands.of(last.plan)
+            made = allocate(predictor, importance, target, lut, weights=weights, demands=demands)
         except InfeasibleBudget:
             return None
     if any(made.widths == attempt.plan.widths for attempt in attempts):

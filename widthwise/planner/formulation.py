@@ -2,8 +2,8 @@
 
 For each node ``Σ x = 1``; for each table ``y ≥ 0`` with ``Σ_j y_ij = x_i`` and ``Σ_i y_ij = z_j``; for each
 concatenation ``t_s = Σ y_ij`` over the pairs that make the total ``s``. With binary one-hots of the groups all else
-is integral by itself. The model holds no objective: importance and latency are vectors over its columns, and either
-may be the objective or a limit.
+is integral by itself. The model holds no objective: every amount is a vector over its columns, and any of them may be
+the objective or a limit.
 
 Source: the local-consistency polytope, as in MDP (CVPR 2025); solved by HiGHS through ``scipy.optimize.milp``.
 """
@@ -59,7 +59,7 @@ class Model:
         pairs: for each table which entries to have, the shape of the table.
 
     Attributes:
-        importance, ms: value of each column; both leave the graph's constants out.
+        amounts: of each column, shape ``(amounts, columns)``, without the graph's constants.
     """
 
     def __init__(self, graph: Graph, groups: int, options: Sequence[Mask], pairs: Sequence[Mask]) -> None:
@@ -70,13 +70,13 @@ class Model:
         self._columns = [self._new(len(kept)) for kept in self._kept]
         entries = [np.nonzero(mask) for mask in pairs]
         blocks = [self._new(len(left)) for left, _ in entries]
-        self.ms, self.importance = np.zeros(self._size), np.zeros(self._size)
+        self.amounts = np.zeros((len(graph.constants), self._size))
         self._groups = groups
         for node, kept, columns in zip(graph.nodes, self._kept, self._columns, strict=True):
-            self.ms[columns], self.importance[columns] = node.ms[kept], node.importance[kept]
+            self.amounts[:, columns] = node.amounts[:, kept]
             self._add(np.zeros(len(kept), dtype=np.int64), columns, np.ones(len(kept)), np.ones(1))
         for table, (left, right), columns in zip(graph.tables, entries, blocks, strict=True):
-            self.ms[columns] = table.ms[left, right]
+            self.amounts[:, columns] = table.amounts[:, left, right]
             self._tie(table, left, right, columns)
 
     def minimise(

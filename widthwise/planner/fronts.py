@@ -1,10 +1,10 @@
-"""The best choice by dynamic programming over latency-importance fronts.
+"""The best choice by dynamic programming over fronts of what is limited and what is asked for.
 
 Groups are eliminated one after the other. What is known of the eliminated part is a relation: one row for each choice
-worth keeping, with the options of the groups that still have neighbours, its latency and its energy. Rows of equal
-options compete: of those of nearly equal importance only the fastest stays. Rows that message passing proves out of
-reach go. Equal blocks, whose permutations a branch-and-bound search tries one by one, cost nothing here: they add up
-to the same rows.
+worth keeping, with the options of the groups that still have neighbours, its limited amounts and its energy. Rows of
+equal options compete: of those of nearly equal objective only those stay that no other one undercuts in all that is
+limited. Rows that message passing proves out of reach go. Equal blocks, whose permutations a branch-and-bound search
+tries one by one, cost nothing here: they add up to the same rows.
 
 Source: bucket elimination (Dechter, 1999) over Pareto sets, with rounding of bounded error (Warburton, 1987); bounding
 the rows by a reparametrised dual is ours.
@@ -13,7 +13,7 @@ the rows by a reparametrised dual is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,15 +21,20 @@ import numpy as np
 
 from widthwise.planner.bounds import Ascent, Mask
 from widthwise.planner.graph import Floats, Ints
+from widthwise.planner.incomparable import incomparable
 
 __all__ = ["Front", "TooWide", "eliminate"]
 
 _MAX_ROWS = 4_000_000
 _MAX_PAIRS = 100_000_000
+_MAX_PAIRS_OF_SEVERAL = 10_000_000
+"""With several limits, where telling which rows stay takes ten times as long."""
 _CHUNK = 1_000_000
 _CELLS = 2**20
 _FEW = 20_000
 _MAX_KEYS = 2**62
+_SAME = 1e-12
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 class TooWide(Exception):
@@ -42,59 +47,72 @@ class Front:
 
     Args:
         choice: the option of every node, shape ``(nodes,)``, or None where no choice is within reach.
-        importance: no choice within reach has a higher one (-inf without any).
+        least: no choice within reach has a lower objective (inf without any).
     """
 
     choice: Ints | None
-    importance: float
+    least: float
 
 
 @dataclass(frozen=True)
 class _Relation:
-    """Rows: options of the nodes in scope, latency, energy above the least, and the rows they were joined from."""
+    """Rows: options of the nodes in scope, limited amounts, energy above the least, and the rows they were joined from.
+
+    ``options`` has the shape ``(rows, nodes)``, ``amounts`` ``(limits, rows)``.
+    """
 
     scope: tuple[int, ...]
     options: Ints
-    ms: Floats
+    amounts: Floats
     energy: Floats
     parents: tuple[tuple[_Relation, Ints], ...] = ()
 
     def take(self, rows: Ints | Mask) -> _Relation:
         parents = tuple((parent, pointer[rows]) for parent, pointer in self.parents)
-        return _Relation(self.scope, self.options[rows], self.ms[rows], self.energy[rows], parents)
+        return _Relation(self.scope, self.options[rows], self.amounts[:, rows], self.energy[rows], parents)
 
     def columns(self, nodes: Sequence[int]) -> Ints:
         return self.options[:, [self.scope.index(node) for node in nodes]]
 
     def over(self, scope: tuple[int, ...]) -> _Relation:
         """The same rows without the options of other nodes."""
-        return _Relation(scope, self.columns(scope), self.ms, self.energy, self.parents)
+        return _Relation(scope, self.columns(scope), self.amounts, self.energy, self.parents)
 
 
 @dataclass(frozen=True)
 class _Rest:
-    """What the relations that are not joined yet add at least: one number, or one for each row."""
+    """What the relations not joined yet add at least: amounts ``(limits, n)``, energy ``(n,)``; n is 1 or rows."""
 
-    ms: Floats | np.float64
-    energy: Floats | np.float64
+    amounts: Floats
+    energy: Floats
 
 
 def eliminate(
-    ascent: Ascent, options: Sequence[Mask], pairs: Sequence[Mask], *, budget_ms: float, energy: float, loss: float
+    ascent: Ascent,
+    options: Sequence[Mask],
+    pairs: Sequence[Mask],
+    *,
+    limits: Mapping[int, float],
+    energy: float,
+    loss: float,
+    late: Callable[[], bool] = lambda: False,
 ) -> Front:
-    """The best choice of at most ``budget_ms`` among those of at most ``energy``, to within ``loss``.
+    """The best choice within the limits among those of at most ``energy``, to within ``loss``.
+
+    The objective is the energy less what the limited amounts add to it.
 
     Args:
         ascent: the graph; what its messages leave in nodes and tables bounds the rows.
         options, pairs: which to consider, as :meth:`widthwise.planner.bounds.Reach.within` gives them.
-        budget_ms: limit of the latency, without the graph's constant.
-        energy: choices above it (price times latency less importance) are of no interest.
-        loss: importance that rounding may lose; :attr:`Front.importance` allows for what it lost.
+        limits: amount → how much of it there may be, the graph's constant included.
+        energy: choices above it are of no interest.
+        loss: of the objective that rounding may lose; :attr:`Front.least` allows for what it lost.
+        late: whether to give up.
 
     Raises:
-        TooWide: it would take too much memory.
+        TooWide: it would take too much memory, or it is late.
     """
-    return _Elimination(ascent, options, pairs, budget_ms, energy, loss).run()
+    return _Elimination(ascent, options, pairs, limits, energy, loss, late).run()
 
 
 class _Elimination:
@@ -103,46 +121,51 @@ class _Elimination:
         ascent: Ascent,
         options: Sequence[Mask],
         pairs: Sequence[Mask],
-        budget_ms: float,
+        limits: Mapping[int, float],
         energy: float,
         loss: float,
+        late: Callable[[], bool],
     ) -> None:
-        self.price, self.budget_ms = ascent.price, budget_ms
+        self.late = late
+        limited = list(limits)
+        self.prices, constants = ascent.prices[limited], ascent.graph.constants[limited]
+        self.most = np.array(list(limits.values())) - constants
         least = ascent.constant + float(ascent.low.sum() + ascent.node_low.sum())
-        self.zero = ascent.price * ascent.graph.constant_ms - least
+        self.zero = least - float(self.prices @ constants)
         # What stays in place of a rounded row may have that much more energy.
-        self.slack = energy - least + loss
+        self.slack = min(energy - least + loss, _LARGEST)
         self.sizes = [len(mask) for mask in options]
-        self.open = _given(ascent, options, pairs)
+        self.open = _given(ascent, options, pairs, limited)
         self.step = loss / (len(self.open) + len(options) + 1)
         self.rounded = 0
 
     def run(self) -> Front:
         for node in _order([relation.scope for relation in self.open], self.sizes):
-            touching = sorted((r for r in self.open if node in r.scope), key=lambda r: (len(r.scope), len(r.ms)))
+            touching = sorted((r for r in self.open if node in r.scope), key=lambda r: (len(r.scope), len(r.energy)))
             self.open = [r for r in self.open if node not in r.scope]
             self.open.append(self._merge(touching, drop=node))
         last = self._merge(self.open, drop=None)
-        last = last.take((last.ms <= self.budget_ms) & (last.energy <= self.slack))
-        if not len(last.ms):
-            return Front(None, -np.inf)
-        gains = self.price * last.ms - last.energy
+        last = last.take((last.amounts <= self.most[:, None]).all(axis=0) & (last.energy <= self.slack))
+        if not len(last.energy):
+            return Front(None, np.inf)
+        gains = self.prices @ last.amounts - last.energy
         best = int(gains.argmax())
         choice = np.zeros(len(self.sizes), dtype=np.int64)
         _trace(last, best, choice)
-        return Front(choice, float(gains[best]) + self.zero + self.rounded * self.step)
+        return Front(choice, self.zero - float(gains[best]) - self.rounded * self.step)
 
     def _merge(self, relations: Sequence[_Relation], *, drop: int | None) -> _Relation:
         """Join them all; the node to drop leaves the scope with the last join."""
         outside = [r for r in self.open if not any(r is other for other in relations)]
         rest = _Rest(
-            np.sum([r.ms.min(initial=np.inf) for r in outside]), np.sum([r.energy.min(initial=np.inf) for r in outside])
+            sum((r.amounts.min(axis=1, initial=np.inf, keepdims=True) for r in outside), np.zeros((len(self.most), 1))),
+            sum((r.energy.min(initial=np.inf, keepdims=True) for r in outside), np.zeros(1)),
         )
         joined = relations[0]
         if len(relations) == 1 and drop is not None:
             scope = tuple(node for node in joined.scope if node != drop)
-            parents = joined.parents or ((joined, np.arange(len(joined.ms))),)
-            return self._thin(_Relation(scope, joined.columns(scope), joined.ms, joined.energy, parents))
+            parents = joined.parents or ((joined, np.arange(len(joined.energy))),)
+            return self._thin(_Relation(scope, joined.columns(scope), joined.amounts, joined.energy, parents))
         for i, relation in enumerate(relations[1:], start=2):
             later = relations[i:]
             joined = self._join(joined, relation, self._after(joined, later, drop, rest), None if later else drop)
@@ -152,14 +175,14 @@ class _Elimination:
         """What at least is added to each row: by the relations to join later, given the row's option, and the rest."""
         scope = [] if node is None else [node]
         mine = self._keys(joined, scope)
-        ms, energy = np.full(len(mine), rest.ms), np.full(len(mine), rest.energy)
+        amounts, energy = np.repeat(rest.amounts, len(mine), axis=1), np.repeat(rest.energy, len(mine))
         for relation in later:
             keys = self._keys(relation, scope)
-            for total, values in ((ms, relation.ms), (energy, relation.energy)):
+            for total, values in (*zip(amounts, relation.amounts, strict=True), (energy, relation.energy)):
                 least = np.full(1 if node is None else self.sizes[node], np.inf)
                 np.minimum.at(least, keys, values)
                 total += least[mine]
-        return _Rest(ms, energy)
+        return _Rest(amounts, energy)
 
     def _join(self, one: _Relation, two: _Relation, after: _Rest, drop: int | None) -> _Relation:
         """The rows of both together that can still be within reach, thinned; a part at a time, to bound the memory."""
@@ -170,31 +193,33 @@ class _Elimination:
         order, starts, counts = _within(
             wanted, self.slack - one.energy - after.energy, self._keys(two, shared), two.energy
         )
-        most_ms = self.budget_ms - one.ms - after.ms
-        if counts.sum() > _MAX_PAIRS:
+        most = self.most[:, None] - one.amounts - after.amounts
+        if counts.sum() > (_MAX_PAIRS if len(self.most) == 1 else _MAX_PAIRS_OF_SEVERAL):
             raise TooWide
         parts: list[_Relation] = []
         dropped = False
         for first, last in _chunks(counts):
+            if self.late():
+                raise TooWide
             many = counts[first:last]
             left = np.repeat(np.arange(first, last), many)
             right = order[starts[left] + np.arange(len(left)) - np.repeat(np.cumsum(many) - many, many)]
-            alive = two.ms[right] <= most_ms[left]
+            alive = np.logical_and.reduce([a[right] <= m[left] for a, m in zip(two.amounts, most, strict=True)])
             left, right = left[alive], right[alive]
             rows = _Relation(
                 (*one.scope, *added),
                 np.concatenate([one.options[left], two.columns(added)[right]], axis=1),
-                one.ms[left] + two.ms[right],
+                one.amounts[:, left] + two.amounts[:, right],
                 one.energy[left] + two.energy[right],
                 ((one, left), (two, right)),
             )
             parts.append(self._best(rows.over(scope)))
-            dropped |= len(parts[-1].ms) < len(left)
-            if last == len(counts) or sum(len(part.ms) for part in parts) > _MAX_ROWS:
+            dropped |= len(parts[-1].energy) < len(left)
+            if last == len(counts) or sum(len(part.energy) for part in parts) > _MAX_ROWS:
                 rows = _concatenated(parts)
                 parts = [self._best(rows)]
-                dropped |= len(parts[0].ms) < len(rows.ms)
-                if len(parts[0].ms) > _MAX_ROWS:
+                dropped |= len(parts[0].energy) < len(rows.energy)
+                if len(parts[0].energy) > _MAX_ROWS:
                     raise TooWide
         # All of it rounds the same numbers, so what stays in place of a row falls short by one step, however often.
         self.rounded += dropped
@@ -202,17 +227,20 @@ class _Elimination:
 
     def _thin(self, relation: _Relation) -> _Relation:
         best = self._best(relation)
-        self.rounded += len(best.ms) < len(relation.ms)
+        self.rounded += len(best.energy) < len(relation.energy)
         return best
 
     def _best(self, relation: _Relation) -> _Relation:
-        """Of rows with the same options: each has to be more important, by a step, than all that are as fast."""
-        if len(relation.ms) < 2:
+        """Of rows with the same options: each has to be better, by a step, than all that take no more of anything."""
+        if len(relation.energy) < 2:
             return relation
-        gains = np.floor((self.price * relation.ms - relation.energy) / self.step)
+        gains = np.floor((self.prices @ relation.amounts - relation.energy) / self.step)
         keys = self._keys(relation, relation.scope)
-        near = _near(keys, relation.ms, gains, math.prod(self.sizes[node] for node in relation.scope))
-        keys, ms, gains = keys[near], relation.ms[near], gains[near]
+        if len(self.most) != 1:
+            return relation.take(incomparable(keys, relation.amounts / self._unit, gains))
+        ms = relation.amounts[0]
+        near = _near(keys, ms, gains, math.prod(self.sizes[node] for node in relation.scope))
+        keys, ms, gains = keys[near], ms[near], gains[near]
         order = np.lexsort((-gains, ms, keys))
         keys, ranks = keys[order], np.unique(gains[order], return_inverse=True)[1]
         group = np.cumsum(np.concatenate([[0], keys[1:] != keys[:-1]]))
@@ -220,27 +248,34 @@ class _Elimination:
         best = np.maximum.accumulate(level)
         return relation.take(near[order[np.concatenate([[True], level[1:] > best[:-1]])]])
 
+    @property
+    def _unit(self) -> Floats:
+        """Amounts that differ by less count as equal where several are compared: sums in another order do."""
+        return _SAME * np.maximum(np.abs(self.most), 1e-300)[:, None]
+
     def _keys(self, relation: _Relation, nodes: Sequence[int]) -> Ints:
         """One number for each combination of options."""
         if np.prod([float(self.sizes[node]) for node in nodes]) > _MAX_KEYS:
             raise TooWide
-        keys = np.zeros(len(relation.ms), dtype=np.int64)
+        keys = np.zeros(len(relation.energy), dtype=np.int64)
         for node, column in zip(nodes, relation.columns(nodes).T, strict=True):
             keys = keys * self.sizes[node] + column
         return keys
 
 
-def _given(ascent: Ascent, options: Sequence[Mask], pairs: Sequence[Mask]) -> list[_Relation]:
+def _given(ascent: Ascent, options: Sequence[Mask], pairs: Sequence[Mask], limited: Sequence[int]) -> list[_Relation]:
     """The nodes and the tables as relations."""
     given = []
     for n, (node, mask) in enumerate(zip(ascent.graph.nodes, options, strict=True)):
         kept = np.flatnonzero(mask)
-        given.append(_Relation((n,), kept[:, None], node.ms[kept], ascent.theta[n][kept] - ascent.node_low[n]))
+        amounts = node.amounts[limited][:, kept]
+        given.append(_Relation((n,), kept[:, None], amounts, ascent.theta[n][kept] - ascent.node_low[n]))
     for t, (table, mask) in enumerate(zip(ascent.graph.tables, pairs, strict=True)):
         left, right = np.nonzero(mask)
         columns = [left, right] if table.option is None else [left, right, table.option[left, right]]
         energy = ascent.tables[t][left, right] - ascent.low[t]
-        given.append(_Relation(table.scope, np.stack(columns, axis=1), table.ms[left, right], energy))
+        amounts = table.amounts[limited][:, left, right]
+        given.append(_Relation(table.scope, np.stack(columns, axis=1), amounts, energy))
     return given
 
 
@@ -283,10 +318,9 @@ def _concatenated(parts: Sequence[_Relation]) -> _Relation:
         (parent, np.concatenate([part.parents[i][1] for part in parts]))
         for i, (parent, _) in enumerate(parts[0].parents)
     )
-    options, ms, energy = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("options", "ms", "energy")
-    )
-    return _Relation(parts[0].scope, options, ms, energy, parents)
+    options, energy = (np.concatenate([getattr(part, name) for part in parts]) for name in ("options", "energy"))
+    amounts = np.concatenate([part.amounts for part in parts], axis=1)
+    return _Relation(parts[0].scope, options, amounts, energy, parents)
 
 
 def _order(scopes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[int]:

@@ -1,9 +1,10 @@
 """An allocation problem as a graph of one-hot choices: nodes that carry vectors, pairs of nodes that carry tables.
 
-Costs over the same widths are merged; a concatenation becomes a node of its own, whose options are totals, tied to
-its two parts by a table that knows which pair of options gives which total. Sums of more parts are trees of such
-nodes, and sums that grow out of each other (dense blocks) share them. Tying totals through tables of pairs instead
-of the single equation "total = sum of widths" is what keeps the linear relaxation tight.
+What is added up along widths comes in *amounts*, always in the same order: importance given up, latency, and one for
+each further limit. Costs over the same widths are merged; a concatenation becomes a node of its own, whose options are
+totals, tied to its two parts by a table that knows which pair of options gives which total. Sums of more parts are
+trees of such nodes, and sums that grow out of each other (dense blocks) share them. Tying totals through tables of
+pairs instead of the single equation "total = sum of widths" is what keeps the linear relaxation tight.
 
 Source of the polytope: local consistency as in MDP (CVPR 2025); the trees over totals are ours.
 """
@@ -19,9 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widthwise.luts.errors import InvalidProblem
-from widthwise.planner.problem import Cost, Problem, SumOver
+from widthwise.planner.costs import SumOver, TableOver
+from widthwise.planner.problem import Problem
 
-__all__ = ["Graph", "Node", "Sum", "Table", "Term", "merge"]
+__all__ = ["IMPORTANCE", "LATENCY", "Graph", "Node", "Sum", "Table", "Term", "merge"]
+
+IMPORTANCE, LATENCY = 0, 1
+"""Places among the amounts; limits follow in the problem's order. The first one is the importance with its sign
+changed: of all amounts less is better."""
 
 _MAX_ENTRIES = 20_000_000
 
@@ -42,31 +48,38 @@ class Sum:
 
 @dataclass(frozen=True)
 class Term:
-    """Merged costs: ``ms`` over ``axes``, each a group's index or a :class:`Sum` (which then comes first)."""
+    """Merged costs over ``axes``, each a group's index or a :class:`Sum` (which then comes first).
+
+    ``amounts`` has the shape ``(1 + limits, axis[, axis])``: latency, then the limits; no importance.
+    """
 
     axes: tuple[int | Sum, ...]
-    ms: Floats
+    amounts: Floats
 
 
 def merge(problem: Problem) -> list[Term]:
     """The costs, those over the same widths added up; sums of one group and repeated groups rewritten as plain axes."""
     index = {name: i for i, name in enumerate(problem.groups)}
+    every: list[Sequence[TableOver]] = [problem.costs, *(limit.costs for limit in problem.limits)]
     counts = Counter(
-        index[name] for cost in problem.costs for a in cost.over if isinstance(a, SumOver) for name in a.members
+        index[name] for costs in every for c in costs for a in c.over if isinstance(a, SumOver) for name in a.members
     )
     merged: dict[object, Term] = {}
-    for cost in problem.costs:
-        axes, ms = _plain(cost, problem, index, counts)
-        key = tuple(a if isinstance(a, int) else (a.members, a.plus, a.totals.tobytes()) for a in axes)
-        merged[key] = Term(axes, merged[key].ms + ms if key in merged else ms)
+    for place, costs in enumerate(every):
+        for cost in costs:
+            axes, table = _plain(cost, problem, index, counts)
+            key = tuple(a if isinstance(a, int) else (a.members, a.plus, a.totals.tobytes()) for a in axes)
+            if key not in merged:
+                merged[key] = Term(axes, np.zeros((len(every), *table.shape)))
+            merged[key].amounts[place] += table
     return list(merged.values())
 
 
 def _plain(
-    cost: Cost, problem: Problem, index: Mapping[str, int], counts: Mapping[int, int]
+    cost: TableOver, problem: Problem, index: Mapping[str, int], counts: Mapping[int, int]
 ) -> tuple[tuple[int | Sum, ...], Floats]:
     axes: list[int | Sum] = []
-    ms = cost.ms
+    ms = cost.table
     for d, axis in enumerate(cost.over):
         if isinstance(axis, str):
             axes.append(index[axis])
@@ -91,31 +104,29 @@ class Node:
 
     Args:
         channels: what each option stands for, shape ``(options,)``.
-        importance: of each option less that of the group's best, at most 0 (zeros for a total), shape ``(options,)``.
-        ms: latency of each option alone, shape ``(options,)``.
+        amounts: of each option alone, shape ``(amounts, options)``; the importance is what the group's best has more.
         at: where the node stands in a sweep over the network; parts come before their total.
     """
 
     channels: Ints
-    importance: Floats
-    ms: Floats
+    amounts: Floats
     at: float
 
 
 @dataclass(frozen=True)
 class Table:
-    """Latency of two nodes' options together, and, for a concatenation, the total they make.
+    """What two nodes' options cost together, and, for a concatenation, the total they make.
 
     Args:
         left, right: indices of the nodes.
-        ms: shape ``(left options, right options)``; its row and column minima were moved into the nodes.
+        amounts: shape ``(amounts, left options, right options)``; row and column minima were moved into the nodes.
         total: index of the node of totals, or None.
-        option: which of the total's options each pair makes, the shape of ``ms``, or None.
+        option: which of the total's options each pair makes, shape ``(left options, right options)``, or None.
     """
 
     left: int
     right: int
-    ms: Floats
+    amounts: Floats
     total: int | None = None
     option: Ints | None = None
 
@@ -127,19 +138,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Graph:
-    """A problem's choices and their latencies.
+    """A problem's choices and what they add up to.
 
     Args:
         nodes: the groups in the problem's order, then the totals.
         tables: what pairs of nodes cost together, and which totals they make.
-        constant_ms: latency that no choice changes.
-        constant_importance: that of the best option of every group.
+        constants: amounts that no choice changes, shape ``(amounts,)``.
     """
 
     nodes: tuple[Node, ...]
     tables: tuple[Table, ...]
-    constant_ms: float
-    constant_importance: float
+    constants: Floats
 
     @classmethod
     def of(cls, problem: Problem, terms: Sequence[Term], kept: Sequence[Ints]) -> Graph:
@@ -151,7 +160,7 @@ class Graph:
         builder = _Builder(problem, kept)
         for term in sorted(terms, key=lambda t: len(t.axes[0].members) if isinstance(t.axes[0], Sum) else 0):
             builder.add(term)
-        return builder.graph(problem.fixed_ms)
+        return builder.graph()
 
 
 class _Builder:
@@ -159,9 +168,11 @@ class _Builder:
         self.kept = kept
         self.channels = [np.array(g.widths)[k] for g, k in zip(problem.groups.values(), kept, strict=True)]
         scores = [np.array(g.importance)[k] for g, k in zip(problem.groups.values(), kept, strict=True)]
-        self.constant_importance = math.fsum(score.max() for score in scores)
-        self.importance = [score - score.max() for score in scores]
-        self.ms = [np.zeros(len(k)) for k in kept]
+        best = math.fsum(score.max() for score in scores)
+        self.constants = np.array([-best, problem.fixed_ms, *(limit.fixed for limit in problem.limits)])
+        self.amounts = [np.zeros((len(self.constants), len(k))) for k in kept]
+        for amounts, score in zip(self.amounts, scores, strict=True):
+            amounts[IMPORTANCE] = score.max() - score
         self.at = [float(i) for i in range(len(kept))]
         self.pairs: dict[tuple[int, int], Floats] = {}
         self.joins: list[Table] = []
@@ -169,7 +180,7 @@ class _Builder:
         self.entries = 0
 
     def add(self, term: Term) -> None:
-        nodes, ms = [], term.ms
+        nodes, amounts = [], term.amounts
         for d, axis in enumerate(term.axes):
             if isinstance(axis, Sum):
                 nodes.append(self.total(axis.members))
@@ -177,13 +188,13 @@ class _Builder:
             else:
                 nodes.append(axis)
                 rows = self.kept[axis]
-            ms = ms.take(rows, axis=d)
+            amounts = amounts.take(rows, axis=d + 1)
         if len(nodes) == 1:
-            self.ms[nodes[0]] = self.ms[nodes[0]] + ms
+            self.amounts[nodes[0]][LATENCY:] += amounts
         else:
             left, right = sorted(nodes)
-            ms = ms if nodes[0] == left else ms.T
-            self.pairs[left, right] = self.pairs.get((left, right), 0.0) + ms
+            amounts = amounts if nodes[0] == left else amounts.swapaxes(1, 2)
+            self.pairs[left, right] = self.pairs.get((left, right), 0.0) + amounts
 
     def total(self, members: Members) -> int:
         """The node of a concatenation's totals; what another sum already adds up is not added up again."""
@@ -203,28 +214,30 @@ class _Builder:
         channels, option = np.unique(sums, return_inverse=True)
         node = len(self.channels)
         self.channels.append(channels)
-        self.importance.append(np.zeros(len(channels)))
-        self.ms.append(np.zeros(len(channels)))
+        self.amounts.append(np.zeros((len(self.constants), len(channels))))
         self.at.append(np.nextafter(max(self.at[left], self.at[right]), np.inf))
-        self.joins.append(Table(left, right, np.zeros(sums.shape), node, option.reshape(sums.shape)))
+        nothing = np.broadcast_to(0.0, (len(self.constants), *sums.shape))
+        self.joins.append(Table(left, right, nothing, node, option.reshape(sums.shape)))
         return node
 
     def _part(self, members: Members) -> tuple[int, int]:
         return members[0] if len(members) == 1 else (self.total(members), 1)
 
-    def graph(self, constant_ms: float) -> Graph:
-        tables = [*self.joins, *(t for (i, j), ms in self.pairs.items() if (t := self._residual(i, j, ms)) is not None)]
-        columns = zip(self.channels, self.importance, self.ms, self.at, strict=True)
-        nodes = tuple(Node(*column) for column in columns)
-        return Graph(nodes, tuple(tables), constant_ms, self.constant_importance)
+    def graph(self) -> Graph:
+        residuals = (self._residual(*pair, amounts) for pair, amounts in self.pairs.items())
+        tables = [*self.joins, *(table for table in residuals if table is not None)]
+        nodes = tuple(Node(*column) for column in zip(self.channels, self.amounts, self.at, strict=True))
+        return Graph(nodes, tuple(tables), self.constants)
 
-    def _residual(self, left: int, right: int, ms: Floats) -> Table | None:
+    def _residual(self, left: int, right: int, amounts: Floats) -> Table | None:
         """What is left of a table when its separable part moves into the nodes, or None."""
-        scale = ms.max()
-        rows = ms.min(axis=1)
-        ms = ms - rows[:, None]
-        columns = ms.min(axis=0)
-        ms = ms - columns
-        self.ms[left] = self.ms[left] + rows
-        self.ms[right] = self.ms[right] + columns
-        return None if ms.max() <= 1e-13 * scale else Table(left, right, ms)
+        scales = amounts.max(axis=(1, 2))
+        rows = amounts.min(axis=2)
+        amounts = amounts - rows[:, :, None]
+        columns = amounts.min(axis=1)
+        amounts = amounts - columns[:, None, :]
+        self.amounts[left][LATENCY:] += rows
+        self.amounts[right][LATENCY:] += columns
+        if (amounts.max(axis=(1, 2)) <= 1e-13 * scales).all():
+            return None
+        return Table(left, right, np.concatenate([np.zeros_like(amounts[:1]), amounts]))

@@ -7,18 +7,38 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from widthwise.luts.errors import BadInput, InvalidPlan
+from widthwise.planner.problem import WidthBounds
 
-__all__ = ["Budget", "Certificate", "Plan", "TableReference"]
+__all__ = ["Budget", "Certificate", "FurtherLatency", "KeptLimit", "Plan", "TableReference"]
 
 SCHEMA_VERSION = 1
 """History: 1, first version."""
 
 _MOST_BYTES = 64 * 2**20
+
+_LATER: dict[str, Any] = {
+    "objective": "importance",
+    "keep": None,
+    "confidence": None,
+    "limits": [],
+    "bounds": {},
+    "further": [],
+    "binding": [],
+}
+"""Fields that came after the first plans, and what they are where they say nothing: then they aren't written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +89,37 @@ class TableReference(_Data):
     held_out: int = Field(ge=0)
 
 
-class Certificate(_Data):
-    """The proof: no widths among the options keep more than ``bound`` within the budget.
+class KeptLimit(_Data):
+    """A limit beside the budget: of parameters, MACs, or bytes of memory.
 
-    ``gap`` is (bound - importance) / |bound|; 0 for a proven optimum.
+    Attributes:
+        amount: the plan's; ``dense`` the dense network's.
+        most: allowed.
+    """
+
+    name: str
+    amount: float = Field(ge=0)
+    most: float = Field(gt=0)
+    dense: float = Field(ge=0)
+
+
+class FurtherLatency(_Data):
+    """What a plan comes to on a further table: another device, runtime, batch size or resolution."""
+
+    table: TableReference
+    signature: str
+    inputs: list[list[int]]
+    dense_ms: float = Field(gt=0)
+    budget_ms: float = Field(gt=0)
+    predicted_ms: float = Field(gt=0)
+    interval_ms: tuple[float, float]
+
+
+class Certificate(_Data):
+    """The proof: no widths among the options keep more than ``bound`` within the budget and all limits.
+
+    ``gap`` is (bound - importance) / |bound|; 0 for a proven optimum. Of a plan of least latency, ``objective`` and
+    ``bound`` are latencies in ms: no widths that keep enough are faster than ``bound``.
 
     ``searched`` widths were chosen by measured accuracy, not by importance: ``objective`` is the importance they happen
     to keep, ``bound`` still the exact plan's (or the objective, should it lie above: a search may use widths the plan's
@@ -94,10 +141,15 @@ class Plan(_Data):
         model: the user's name for the model; ``signature`` is the hash of its structure.
         weights: hash of the weights the channels were chosen from.
         widths: free group → channels kept; ``dense`` the original ones; ``kept`` which.
-        budget_ms: for the statistic named, on the scale of the table.
-        interval_ms: holds the measured latency with 90 % confidence.
+        budget_ms: for the statistic named, on the scale of the table; of a plan of least latency, what was predicted.
+        interval_ms: holds the measured latency with 90 % confidence, or with that of ``confidence``.
         minimum_ms: the least latency any widths reach.
         importance: what the plan retains, 1 for the dense network.
+        objective: what was asked for, the most importance or the least latency that retains ``keep``.
+        confidence: the budgets hold at the upper end of the interval of this level; None where at the prediction.
+        limits: what else the plan was kept within, and ``bounds`` of single widths.
+        further: predictions on further tables, each with its budget.
+        binding: what stops the plan from being better: ``latency``, ``importance``, or the name of a limit.
     """
 
     schema_version: Literal[1] = 1
@@ -121,6 +173,18 @@ class Plan(_Data):
     widths: dict[str, int]
     kept: dict[str, list[int]]
     notes: list[str] = []
+    objective: Literal["importance", "latency"] = "importance"
+    keep: float | None = Field(default=None, gt=0, le=1)
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    limits: list[KeptLimit] = []
+    bounds: dict[str, WidthBounds] = {}
+    further: list[FurtherLatency] = []
+    binding: list[str] = []
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later fields that say nothing, so that earlier versions read what they can."""
+        return {name: value for name, value in handler(self).items() if getattr(self, name) != _LATER.get(name, ...)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

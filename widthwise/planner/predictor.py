@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from widthwise.luts.errors import MissingLayers
+from widthwise.luts.errors import BadInput, MissingLayers
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
@@ -134,6 +134,20 @@ class LatencyPredictor:
     def radius(self) -> float:
         """Half-width of the interval in natural logarithms; 0.05 is about ±5 %."""
         return self._radius
+
+    def radius_at(self, confidence: float) -> float:
+        """As :attr:`radius`, at another level; above 0 and below 1.
+
+        Raises:
+            BadInput: too few networks were held out for that level.
+        """
+        needed = math.ceil(confidence / (1 - confidence) - 1e-9)
+        if len(self.errors) < needed:
+            raise BadInput(
+                f"an interval of {confidence:.6g} confidence needs {needed} held-out networks of {self.network.name}, "
+                f"and the table has {len(self.errors)}: profile longer with `widthwise profile --time`, or ask for less"
+            )
+        return conformal_radius(np.abs(self.errors), confidence)
 
     def predict(self, widths: Widths) -> Prediction:
         """The latency at these widths (groups not named keep all channels).

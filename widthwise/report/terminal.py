@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from widthwise.network.network import Network
-from widthwise.planner.plan import Plan
+from widthwise.planner.plan import FurtherLatency, KeptLimit, Plan
 from widthwise.planner.predictor import Prediction
 from widthwise.planner.verification import Verification
 from widthwise.profiling.target import Target
@@ -62,12 +62,16 @@ def plan_table(
     """A plan in full: latencies, what it costs and keeps, its proof, and the channels kept per group."""
     rows = [
         ("dense", f"{plan.dense_ms:.4g} ms"),
-        ("budget", f"{plan.budget_ms:.4g} ms  ({plan.budget_ms / plan.dense_ms:.0%} of dense)"),
+        *_asked(plan),
         ("predicted", interval_text(plan.predicted_ms, plan.interval_ms)),
     ]
     if verification is not None:
         rows.append(("measured", _measured(verification)))
     rows.append(("least reachable", f"{plan.minimum_ms:.4g} ms"))
+    rows += [_further(further) for further in plan.further]
+    rows += [_limit(limit) for limit in plan.limits]
+    if plan.limits or plan.further or plan.objective == "latency":
+        rows.append(("what binds", ", ".join(plan.binding) or "nothing"))
     if network is not None:
         rows.append(("MACs", _change(network.macs(plan.dense), network.macs(plan.widths))))
         rows.append(("parameters", _change(network.parameters(plan.dense), network.parameters(plan.widths))))
@@ -101,6 +105,25 @@ def interval_text(latency_ms: float, interval_ms: tuple[float, float]) -> str:
     """``12.3 ms  (11.9 to 12.8)``."""
     low, high = interval_ms
     return f"{latency_ms:.4g} ms  ({low:.4g} to {high:.4g})"
+
+
+def _asked(plan: Plan) -> list[tuple[str, str]]:
+    sure = f", at {plan.confidence:.4g} confidence" if plan.confidence is not None else ""
+    if plan.objective == "latency":
+        return [("asked for", f"the least latency that retains {plan.keep:.4g}{sure}")]
+    return [("budget", f"{plan.budget_ms:.4g} ms  ({plan.budget_ms / plan.dense_ms:.0%} of dense{sure})")]
+
+
+def _further(further: FurtherLatency) -> tuple[str, str]:
+    shapes = " and ".join("×".join(map(str, shape)) for shape in further.inputs)
+    found = interval_text(further.predicted_ms, further.interval_ms)
+    target = Target.from_dict(dict(further.table.target))
+    return f"on {target}, {shapes}", f"{found}, budget {further.budget_ms:.4g} ms"
+
+
+def _limit(limit: KeptLimit) -> tuple[str, str]:
+    share = f"{limit.amount / limit.dense:.0%} of dense" if limit.dense else "none in the dense network"
+    return limit.name.replace("_", " "), f"{_count(int(limit.amount))} of at most {_count(int(limit.most))}  ({share})"
 
 
 def _dense(verification: Verification) -> str:
