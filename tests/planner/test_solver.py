@@ -359,3 +359,12 @@ def test_dense_block_shares_partial_totals() -> None:
     assert len(graph.nodes) == 4 + 3
     # 9·k ms for k wide groups among all, less where they come late: d is in one sum, c in two.
     assert solve(problem).widths == {"a": 2, "b": 2, "c": 5, "d": 5}
+
+
+def test_a_chain_of_very_many_groups() -> None:
+    names = [f"g{index}" for index in range(520)]
+    groups = {name: one([4, 8], [1.0, 2.0 + index % 7]) for index, name in enumerate(names)}
+    costs = [{"over": [a, b], "ms": [[1.0, 2.0], [2.0, 3.5]]} for a, b in itertools.pairwise(names)]
+    answer = solve(Problem(budget_ms=1040.0, groups=groups, costs=costs), relative_gap=1e-3)
+    assert answer.status == "optimal"
+    assert answer.latency_ms <= 1040.0

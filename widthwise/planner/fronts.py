@@ -340,8 +340,10 @@ def _order(scopes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[int]
 
 
 def _trace(relation: _Relation, row: int, choice: Ints) -> None:
-    """Write the options that a row stands for into ``choice``."""
-    for parent, pointer in relation.parents:
-        _trace(parent, int(pointer[row]), choice)
-    if not relation.parents:
-        choice[list(relation.scope)] = relation.options[row]
+    """Write the options that a row stands for into ``choice``; joins of long chains are nested too deep to recurse."""
+    ahead = [(relation, row)]
+    while ahead:
+        relation, row = ahead.pop()
+        ahead += [(parent, int(pointer[row])) for parent, pointer in relation.parents]
+        if not relation.parents:
+            choice[list(relation.scope)] = relation.options[row]
