@@ -22,7 +22,7 @@ from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Affine
 from widthwise.planner.importance import Importance
-from widthwise.planner.plan import Budget, Certificate, Plan, TableReference
+from widthwise.planner.plan import Budget, Certificate, Plan, TableReference, parent_of
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.problem import Answer, Cost, GroupOptions, Problem, SumOver
 from widthwise.planner.solver import solve
@@ -96,6 +96,7 @@ def allocate(
         widths=widths,
         kept={group: list(importance.kept(group, width)) for group, width in widths.items()},
         notes=notes,
+        parent=parent_of(network.name),
     )
 
 

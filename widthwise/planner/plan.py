@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from widthwise.luts.errors import BadInput, InvalidPlan
 
-__all__ = ["Budget", "Certificate", "Plan", "TableReference"]
+__all__ = ["Budget", "Certificate", "ParentPlan", "Plan", "TableReference", "parent_of"]
 
 SCHEMA_VERSION = 1
 """History: 1, first version."""
@@ -87,6 +88,13 @@ class Certificate(_Data):
     seconds: float = Field(ge=0)
 
 
+class ParentPlan(_Data):
+    """The plan that made the model a further plan is for: that model's name and the plan's digest."""
+
+    model: str
+    digest: str
+
+
 class Plan(_Data):
     """Widths, the channels kept, the prediction and where it all comes from.
 
@@ -98,6 +106,7 @@ class Plan(_Data):
         interval_ms: holds the measured latency with 90 % confidence.
         minimum_ms: the least latency any widths reach.
         importance: what the plan retains, 1 for the dense network.
+        parent: where the model was narrowed before; "dense" then means what that plan left.
     """
 
     schema_version: Literal[1] = 1
@@ -121,6 +130,7 @@ class Plan(_Data):
     widths: dict[str, int]
     kept: dict[str, list[int]]
     notes: list[str] = []
+    parent: ParentPlan | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -138,6 +148,12 @@ class Plan(_Data):
     def gap(self) -> float:
         """Of the certificate."""
         return self.certificate.gap
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that isn't a default, so that fields added later don't change it."""
+        data = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:
         """Writes the plan as JSON, whole or not at all.
@@ -185,3 +201,19 @@ class Plan(_Data):
             raise InvalidPlan(
                 f"{path} is not a valid plan ({where}: {first['msg']}); make one with `widthwise plan`"
             ) from error
+
+
+def parent_of(model: str) -> ParentPlan | None:
+    """What a plan for this ``MODEL`` builds on: the last plan of a pruned model's folder, for others nothing.
+
+    Raises:
+        InvalidPlan: the folder's plan is missing or corrupt.
+    """
+    from widthwise.network.folder import PLAN
+    from widthwise.network.loading import folder_in, own_file
+
+    folder = folder_in(model)
+    if folder is None or not (folder / PLAN).is_file():
+        return None
+    before = Plan.read(own_file(folder, PLAN))
+    return ParentPlan(model=before.model, digest=before.digest)
