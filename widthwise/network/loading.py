@@ -130,7 +130,7 @@ def load_weights(model: nn.Module, path: str | Path, *, assign: bool = False) ->
     """Loads a state dict into the model, strictly.
 
     Args:
-        assign: take the file's tensors instead of copying them: for models on the meta device.
+        assign: take the file's tensors for parameters instead of filling those there are: for the meta device.
 
     Raises:
         InvalidModel: the file is missing, unreadable, pickled code, or of another model.
@@ -144,6 +144,8 @@ def load_weights(model: nn.Module, path: str | Path, *, assign: bool = False) ->
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InvalidModel(f"{path} doesn't fit {type(model).__name__}: it {what} {names[0]!r}{more}")
+    if assign:  # what is mapped from a file may lie at odd addresses, where some kernels round otherwise
+        state = {name: tensor.clone() for name, tensor in state.items()}
     model.load_state_dict(state, strict=False, assign=assign)
 
 

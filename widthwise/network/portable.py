@@ -24,7 +24,7 @@ from widthwise.network.vocabulary import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
 __all__ = ["GraphData", "NotPortable", "as_data", "from_data"]
 
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_PATH = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+_PATH = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 _MOST_DEPTH = 8
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -90,6 +90,8 @@ def as_data(model: nn.Module) -> GraphData:
     except Exception as error:  # torch.fx raises what it likes
         raise NotPortable(f"it can't be traced ({str(error).strip().splitlines()[0]})") from error
     called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    if odd := next((path for path in called if not re.match(_PATH, path)), None):
+        raise NotPortable(f"it has a module named {odd!r}")
     modules = {path: _module_data(path, graph.get_submodule(path)) for path in sorted(called)}
     owned = {f"{path}.{name}" for path in modules for name in graph.get_submodule(path).state_dict()}
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}

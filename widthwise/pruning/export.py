@@ -130,8 +130,7 @@ def _one_more(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _difference(model: nn.Module, run: _Run, example: tuple[Tensor, ...]) -> float:
     with torch.no_grad():
-        expected = tensors(model(*example))
-    got = run(example)
+        expected, got = tensors(model(*example)), run(example)
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
         return float("inf")
     scale = max((float(tensor.abs().max()) for tensor in expected), default=0.0)
