@@ -183,6 +183,14 @@ def test_a_first_versions_folder_still_loads(
     assert torch.equal(load(folder, model=wide_net)(wide_example), small(wide_example))
 
 
+def test_what_is_no_factory_is_refused(tmp_path: Path, plan: Plan, small: nn.Module, wide: nn.Module) -> None:
+    folder = save(tmp_path / "out", small, plan)
+    with pytest.raises(InvalidModel, match="takes a function that builds the dense model, not a _Wide"):
+        load(folder, model=wide)
+    with pytest.raises(InvalidModel, match="the factory gave a int"):
+        load(folder, model=lambda: 3)  # type: ignore[arg-type,return-value]
+
+
 class _Shared(nn.Module):
     """One convolution run twice, and two that share a weight."""
 
@@ -209,7 +217,7 @@ _FACTORIES = {name: partial(make, name) for name in ARCHITECTURES} | {"shared": 
 
 
 @given(name=st.sampled_from(sorted(_FACTORIES)), seed=st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_save_then_load_is_the_identity(name: str, seed: int) -> None:
     model, random = _FACTORIES[name](), Random(seed)
     groups = Network.trace(model, EXAMPLE).dense

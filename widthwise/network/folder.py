@@ -81,7 +81,7 @@ def load(folder: str | Path, model: str | Callable[[], nn.Module] | None = None)
     architecture = read_architecture(folder)
     weights = own_file(folder, WEIGHTS)
     if model is not None:
-        return _from_factory(architecture, load_model(model) if isinstance(model, str) else model(), weights)
+        return _from_factory(architecture, load_model(model) if isinstance(model, str) else _made_by(model), weights)
     if is_trusted(architecture.model):
         try:
             dense = load_model(architecture.model, options=architecture.options)
@@ -98,9 +98,10 @@ def load(folder: str | Path, model: str | Callable[[], nn.Module] | None = None)
             return small
     if architecture.graph is None:
         why = f" and has no stored graph ({architecture.no_graph})" if architecture.no_graph else ""
+        name = f"{architecture.model!r} or model=" if ":" in architecture.model else ""
         raise InvalidModel(
             f"{folder} was made from {architecture.model}, which is no library model{why}; if you trust that code, "
-            f"pass it: widthwise.load({str(folder)!r}, model={architecture.model!r}) or model=factory"
+            f"pass it: widthwise.load({str(folder)!r}, model={name}factory)"
         )
     return rebuilt(architecture.graph, weights)
 
@@ -148,6 +149,18 @@ def read_architecture(folder: str | Path) -> Architecture:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"][:4])[:120] or "all of it"
         raise InvalidModel(f"{path} is corrupt: {where}: {first['msg']}") from error
+
+
+def _made_by(factory: Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(factory, nn.Module):
+        raise InvalidModel(
+            f"model= takes a function that builds the dense model, not a {type(factory).__name__}; "
+            "it is cut in place, so give lambda: copy.deepcopy(model)"
+        )
+    made = factory()
+    if not isinstance(made, nn.Module):
+        raise InvalidModel(f"the factory gave a {type(made).__name__}, not a torch.nn.Module; give one that does")
+    return made
 
 
 def _from_factory(architecture: Architecture, dense: nn.Module, weights: Path) -> nn.Module:

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,13 +73,11 @@ def _by_torchscript(
 def _by_dynamo(
     module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], dynamic_batch: bool
 ) -> bytes:
+    free: dict[str, Any] = {}
+    if dynamic_batch:  # PyTorch 2.4 knows no such argument
+        free["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in example)
     program = torch.onnx.export(
-        module,
-        example,
-        dynamo=True,
-        input_names=inputs or None,
-        output_names=outputs or None,
-        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in example) if dynamic_batch else None,
+        module, example, dynamo=True, input_names=inputs or None, output_names=outputs or None, **free
     )
     assert program is not None
     model = program.model_proto
