@@ -76,6 +76,42 @@ class _Own(nn.Conv2d):
         return super().forward(x) * 2
 
 
+def test_subclasses_are_said_by_what_they_do() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Own(3, 5, 1), nn.ReLU()).eval()
+    with torch.no_grad():
+        assert torch.equal(through_json(model)(EXAMPLE), model(EXAMPLE))
+
+
+class _Half(nn.Module):
+    """Keeps a layer it never runs, and one under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(7)
+        self.again = self.used
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(x)
+
+
+def test_weights_that_no_operation_reads_stay() -> None:
+    model = _Half().eval()
+    again = through_json(model)
+    assert torch.equal(again(EXAMPLE), model(EXAMPLE))
+    assert set(again.state_dict()) == set(model.state_dict())
+
+
+def test_what_is_idle_in_eval_mode_is_left_out() -> None:
+    from torchvision.ops import StochasticDepth
+
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), StochasticDepth(0.3, "row")).eval()
+    with torch.no_grad():
+        assert torch.equal(through_json(model)(EXAMPLE), model(EXAMPLE))
+    with pytest.raises(NotPortable, match="stochastic_depth"):
+        as_data(model.train())
+
+
 class _Saves(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.fft.fft(x)
@@ -89,7 +125,7 @@ class _Decides(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(_Own(3, 5, 1)), r"0 is a .*_Own, no plain module of torch\.nn"),
+        (nn.Sequential(nn.MultiLabelMarginLoss()), r"0 is a .*MultiLabelMarginLoss, no plain module of torch\.nn"),
         (_Saves(), "it calls .*fft"),
         (_Decides(), "it can't be traced"),
     ],

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import fx, nn
 
 from widthwise.luts.errors import InvalidModel
-from widthwise.network.tracing import trace_graph
 from widthwise.network.vocabulary import ATTRIBUTES, FUNCTIONS, METHODS, MODULES
 
 __all__ = ["GraphData", "NotPortable", "as_data", "from_data"]
@@ -86,7 +85,7 @@ def as_data(model: nn.Module) -> GraphData:
         ['input', '0', '1', 'output']
     """
     try:
-        graph = trace_graph(model)
+        graph = _trace(model)
     except Exception as error:  # torch.fx raises what it likes
         raise NotPortable(f"it can't be traced ({str(error).strip().splitlines()[0]})") from error
     called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
@@ -120,18 +119,27 @@ def from_data(data: GraphData) -> nn.Module:
         with torch.device("meta"):
             for path, module in data.modules.items():
                 _place(root, path).add_module(path.rpartition(".")[2], _module(path, module))
-            for path, tensor in data.tensors.items():
-                owner, leaf, empty = _place(root, path), path.rpartition(".")[2], torch.empty(tensor.shape)
-                if tensor.trained:
-                    owner.register_parameter(leaf, nn.Parameter(empty))
-                else:
-                    owner.register_buffer(leaf, empty)
-        return fx.GraphModule(root, _graph(data.operations, root)).eval()
+            _add_tensors(root, data.tensors)
+            made = fx.GraphModule(root, _graph(data.operations, root)).eval()
+            _add_tensors(made, data.tensors)  # it took over only what the graph reads
+        return made
     except InvalidModel:
         raise
     except Exception as error:  # what hostile data makes torch raise
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InvalidModel(f"the stored graph is corrupt: {reason[:160]}") from error
+
+
+def _trace(model: nn.Module) -> fx.GraphModule:
+    """The graph, with the inside of modules that aren't PyTorch's own, and without what does nothing in eval mode."""
+    graph = fx.GraphModule(model, fx.Tracer().trace(model))
+    for node in list(graph.graph.nodes):
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if name == "stochastic_depth" and not node.kwargs.get("training", (*node.args, True)[3]):
+            node.replace_all_uses_with(node.args[0])
+        if name in ("_assert", "stochastic_depth") and not node.users:
+            graph.graph.erase_node(node)
+    return graph
 
 
 def _module_data(path: str, module: nn.Module) -> ModuleData:
@@ -262,6 +270,18 @@ def _word(kind: str, content: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if kind == "ellipsis":
         return ...
     raise InvalidModel(f"the stored graph is corrupt: no argument is the {kind[:40]} {str(content)[:40]!r}")
+
+
+def _add_tensors(root: nn.Module, tensors: Mapping[str, TensorData]) -> None:
+    present = root.state_dict(keep_vars=True)
+    for path, tensor in tensors.items():
+        if path in present:
+            continue
+        owner, leaf, empty = _place(root, path), path.rpartition(".")[2], torch.empty(tensor.shape)
+        if tensor.trained:
+            owner.register_parameter(leaf, nn.Parameter(empty))
+        else:
+            owner.register_buffer(leaf, empty)
 
 
 def _place(root: nn.Module, path: str) -> nn.Module:

@@ -40,9 +40,9 @@ MODULES = _words(
 
 METHODS = _words(
     "abs add add_ amax amin bmm chunk clamp clone contiguous detach dim div div_ exp expand expand_as flatten float",
-    "half log log_softmax matmul max mean min mul mul_ narrow neg numel permute pow relu relu_ repeat reshape rsqrt",
-    "sigmoid sigmoid_ size softmax split sqrt square squeeze std sub sub_ sum swapaxes t tanh tanh_ transpose type_as",
-    "unbind unflatten unsqueeze var view",
+    "half log log_softmax matmul max mean min mul mul_ narrow neg numel permute pow relu relu_ repeat reshape",
+    "reshape_as rsqrt sigmoid sigmoid_ size softmax split sqrt square squeeze std sub sub_ sum swapaxes t tanh tanh_",
+    "transpose type_as unbind unflatten unsqueeze var view view_as",
 )
 """Of tensors."""
 
