@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,10 @@ def apply(
     checkpoints: Annotated[
         Path | None, typer.Option("--checkpoints", help="Folder; the same command again goes on from there.")
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="onnx or pt2: also write it as such; repeat for both."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the narrow model of a plan, train it if data is given, and save it without pickle.
@@ -58,10 +63,13 @@ def apply(
         raise BadInput(f"{method} prunes by training: give --data and --epochs (l1 in one round needs neither)")
     from widthwise.planner.plan import Plan
     from widthwise.pruning import artifact
+    from widthwise.pruning.executor import examples_of
+    from widthwise.pruning.export import export, require_exporters
     from widthwise.pruning.recipe import Recipe
 
     loaded = Plan.read(plan)
     artifact.require_writable(output)
+    require_exporters(formats or ())
     dense = open_model(model, weights)
     effort = Effort(
         epochs, Recipe(lr=lr, seed=seed), rounds=rounds, teacher=dense if distill else None, checkpoints=checkpoints
@@ -69,7 +77,8 @@ def apply(
     small, final, answer = _applied(method, dense, loaded, data, batch_size, effort, lut)
     if int(os.environ.get("RANK", "0")) == 0:  # under accelerate launch every process gets here
         artifact.save(output, small, final)
-        _answer({"output": str(output), **answer}, final, as_json)
+        exports = [asdict(made) for made in export(small, examples_of(final), output, formats or ())]
+        _answer({"output": str(output), **answer, **({"exports": exports} if exports else {})}, final, as_json)
 
 
 def _applied(
@@ -159,5 +168,9 @@ def _answer(answer: dict[str, Any], plan: Plan, as_json: bool) -> None:
         )
     names = {"accuracy_dense": "accuracy, dense", "accuracy_before": "right after surgery", "accuracy": "accuracy"}
     rows += [(title, f"{answer[name]:.2%}") for name, title in names.items() if name in answer]
+    for made in answer.get("exports", ()):
+        batch = "any batch size" if made["dynamic_batch"] else "this batch size only"
+        opset = f", opset {made['opset']}" if made["opset"] else ""
+        rows.append((made["file"], f"as PyTorch to {made['difference']:.1g} (relative), {batch}{opset}"))
     rows.append(("reload", f"widthwise.load({answer['output']!r})"))
     show(facts(f"{plan.model} → {answer['output']}", rows))

@@ -40,7 +40,10 @@ __all__ = [
 UNMET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 Model = Annotated[
-    str, typer.Argument(help="torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory.")
+    str,
+    typer.Argument(
+        help="torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory or a pruned model's folder."
+    ),
 ]
 Inputs = Annotated[
     list[str], typer.Option("--input", help="Input shape, such as 1,3,224,224; repeat for several inputs.")

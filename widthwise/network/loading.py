@@ -1,6 +1,7 @@
 """Models by name, weights without pickle.
 
-``MODEL`` is ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``.
+``MODEL`` is ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory``, ``package.module:factory`` or the folder
+of a pruned model (``FOLDER@MODEL`` where that needs its factory).
 Models are built in eval mode with random weights from a fixed seed: nothing is ever downloaded.
 """
 
@@ -22,9 +23,18 @@ from torch import nn
 
 from widthwise.luts.errors import InvalidModel
 
-__all__ = ["ModelName", "is_trusted", "load_model", "load_weights", "read_weights", "weights_fingerprint"]
+__all__ = [
+    "ModelName",
+    "folder_in",
+    "is_trusted",
+    "load_model",
+    "load_weights",
+    "own_file",
+    "read_weights",
+    "weights_fingerprint",
+]
 
-_FORMS = "torchvision:resnet18, timm:NAME, path/to/file.py:factory or package.module:factory"
+_FORMS = "torchvision:resnet18, timm:NAME, path/to/file.py:factory, package.module:factory or a folder made by apply"
 _TRUSTED = ("torchvision", "timm")
 
 
@@ -58,30 +68,69 @@ class ModelName:
 
 def is_trusted(text: str) -> bool:
     """Whether a stored name may be rebuilt without the caller naming it again: library architectures only."""
-    return ModelName.parse(text).origin in _TRUSTED
+    return text.partition(":")[0] in _TRUSTED
 
 
-def load_model(text: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
+def folder_in(text: str) -> Path | None:
+    """The folder a ``MODEL`` names, if it names one that exists.
+
+    Example:
+        >>> folder_in("torchvision:resnet18"), folder_in(".@nets.py:small")
+        (None, PosixPath('.'))
+    """
+    folder = Path(text.partition("@")[0])
+    return folder if folder.is_dir() else None
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file in a folder from elsewhere.
+
+    Raises:
+        InvalidModel: it is a link out of the folder.
+    """
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidModel(f"{path} is a link out of its folder; put the file itself there, if you trust it")
+    return path
+
+
+def load_model(
+    text: str, weights: str | Path | None = None, *, seed: int = 0, options: Mapping[str, int] | None = None
+) -> nn.Module:
     """The model in eval mode, with these weights or with random ones from the seed.
 
     Auxiliary training heads of torchvision's GoogLeNet and Inception are removed after loading: inference
     never runs them.
 
+    Args:
+        options: for the factories of torchvision and timm, such as ``num_classes``.
+
     Raises:
         InvalidModel: no such model, the factory fails, or the weights don't fit.
     """
+    if folder_in(text) is not None:
+        from widthwise.network.folder import load
+
+        folder, _, factory = text.partition("@")
+        model = load(folder, factory or None)
+        if weights is not None:
+            load_weights(model, weights)
+        return model
     parsed = ModelName.parse(text)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = _build(parsed)
+        model = _build(parsed, options or {})
     if weights is not None:
         load_weights(model, weights)
     return _without_auxiliary_heads(model).eval()
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, assign: bool = False) -> None:
     """Loads a state dict into the model, strictly.
+
+    Args:
+        assign: take the file's tensors for parameters instead of filling those there are: for the meta device.
 
     Raises:
         InvalidModel: the file is missing, unreadable, pickled code, or of another model.
@@ -95,7 +144,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InvalidModel(f"{path} doesn't fit {type(model).__name__}: it {what} {names[0]!r}{more}")
-    model.load_state_dict(state, strict=False)
+    if assign:  # what is mapped from a file may lie at odd addresses, where some kernels round otherwise
+        state = {name: tensor.clone() for name, tensor in state.items()}
+    model.load_state_dict(state, strict=False, assign=assign)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -136,11 +187,11 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(parsed: ModelName) -> nn.Module:
+def _build(parsed: ModelName, options: Mapping[str, int]) -> nn.Module:
     if parsed.origin == "torchvision":
-        return _call(_torchvision(parsed.name), parsed)
+        return _call(_torchvision(parsed.name, options), parsed)
     if parsed.origin == "timm":
-        return _call(_timm(parsed.name), parsed)
+        return _call(_timm(parsed.name, options), parsed)
     module = _import(parsed)
     factory = getattr(module, parsed.name, None)
     if not callable(factory):
@@ -163,13 +214,13 @@ def _call(factory: Callable[[], Any], parsed: ModelName) -> nn.Module:
     return model
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision(name: str, more: Mapping[str, int]) -> Callable[[], nn.Module]:
     from torchvision import models
 
     known = models.list_models()
     if name not in known:
         raise InvalidModel(f"torchvision has no model {name!r}{_nearest(name, known)}")
-    options: dict[str, Any] = {"weights": None}
+    options: dict[str, Any] = {"weights": None, **more}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # their initialisation takes seconds and is only for training
     if name.startswith(("fcn", "deeplab", "lraspp", "fasterrcnn", "retinanet", "ssd", "maskrcnn", "keypointrcnn")):
@@ -177,7 +228,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
     return lambda: models.get_model(name, **options)
 
 
-def _timm(name: str) -> Callable[[], nn.Module]:
+def _timm(name: str, options: Mapping[str, Any]) -> Callable[[], nn.Module]:
     try:
         import timm
     except ImportError as error:
@@ -185,7 +236,7 @@ def _timm(name: str) -> Callable[[], nn.Module]:
     known = timm.list_models()
     if name.split(".")[0] not in known:
         raise InvalidModel(f"timm has no model {name!r}{_nearest(name, known)}")
-    return lambda: timm.create_model(name, pretrained=False)
+    return lambda: timm.create_model(name, pretrained=False, **options)
 
 
 def _nearest(name: str, known: list[str]) -> str:

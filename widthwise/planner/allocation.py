@@ -19,7 +19,15 @@ from widthwise.network.granularity import options_from
 from widthwise.network.network import Network
 from widthwise.planner.demands import Demands, FurtherTable, amount, as_limit
 from widthwise.planner.importance import Importance
-from widthwise.planner.plan import Budget, Certificate, FurtherLatency, KeptLimit, Plan, TableReference
+from widthwise.planner.plan import (
+    Budget,
+    Certificate,
+    FurtherLatency,
+    KeptLimit,
+    Plan,
+    TableReference,
+    parent_of,
+)
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.problem import Answer, Cost, GroupOptions, Limit, Problem
 from widthwise.planner.solver import solve
@@ -181,6 +189,7 @@ class _Request:
             bounds=dict(demands.bounds),
             further=[_further_latency(table, widths, demands.confidence) for table in demands.tables],
             binding=list(answer.binding) if certificate.status != "unchanged" else [],
+            parent=parent_of(network.name),
         )
 
     def _problem(self) -> Problem:

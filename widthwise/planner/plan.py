@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,16 @@ from pydantic import (
 from widthwise.luts.errors import BadInput, InvalidPlan
 from widthwise.planner.problem import WidthBounds
 
-__all__ = ["Budget", "Certificate", "FurtherLatency", "KeptLimit", "Plan", "TableReference"]
+__all__ = [
+    "Budget",
+    "Certificate",
+    "FurtherLatency",
+    "KeptLimit",
+    "ParentPlan",
+    "Plan",
+    "TableReference",
+    "parent_of",
+]
 
 SCHEMA_VERSION = 1
 """History: 1, first version."""
@@ -37,6 +47,7 @@ _LATER: dict[str, Any] = {
     "bounds": {},
     "further": [],
     "binding": [],
+    "parent": None,
 }
 """Fields that came after the first plans, and what they are where they say nothing: then they aren't written."""
 
@@ -134,6 +145,13 @@ class Certificate(_Data):
     seconds: float = Field(ge=0)
 
 
+class ParentPlan(_Data):
+    """The plan that made the model a further plan is for: that model's name and the plan's digest."""
+
+    model: str
+    digest: str
+
+
 class Plan(_Data):
     """Widths, the channels kept, the prediction and where it all comes from.
 
@@ -150,6 +168,7 @@ class Plan(_Data):
         limits: what else the plan was kept within, and ``bounds`` of single widths.
         further: predictions on further tables, each with its budget.
         binding: what stops the plan from being better: ``latency``, ``importance``, or the name of a limit.
+        parent: where the model was narrowed before; "dense" then means what that plan left.
     """
 
     schema_version: Literal[1] = 1
@@ -180,6 +199,7 @@ class Plan(_Data):
     bounds: dict[str, WidthBounds] = {}
     further: list[FurtherLatency] = []
     binding: list[str] = []
+    parent: ParentPlan | None = None
 
     @model_serializer(mode="wrap")
     def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -202,6 +222,12 @@ class Plan(_Data):
     def gap(self) -> float:
         """Of the certificate."""
         return self.certificate.gap
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that isn't a default, so that fields added later don't change it."""
+        data = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:
         """Writes the plan as JSON, whole or not at all.
@@ -249,3 +275,19 @@ class Plan(_Data):
             raise InvalidPlan(
                 f"{path} is not a valid plan ({where}: {first['msg']}); make one with `widthwise plan`"
             ) from error
+
+
+def parent_of(model: str) -> ParentPlan | None:
+    """What a plan for this ``MODEL`` builds on: the last plan of a pruned model's folder, for others nothing.
+
+    Raises:
+        InvalidPlan: the folder's plan is missing or corrupt.
+    """
+    from widthwise.network.folder import PLAN
+    from widthwise.network.loading import folder_in, own_file
+
+    folder = folder_in(model)
+    if folder is None or not (folder / PLAN).is_file():
+        return None
+    before = Plan.read(own_file(folder, PLAN))
+    return ParentPlan(model=before.model, digest=before.digest)

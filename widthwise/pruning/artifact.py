@@ -1,46 +1,34 @@
-"""A pruned model as a folder that reloads anywhere, without pickle.
+"""A pruned model as a folder that reloads anywhere, without pickle: what is written.
 
-    model.safetensors    the weights
-    plan.json            the plan that was applied
-    architecture.json    how to rebuild the narrow model: the dense model's name, and each module's channels
-
-Architectures of torchvision and timm are rebuilt by name; any other factory runs only if the caller passes
-it: a folder from elsewhere never chooses what code runs.
+:mod:`widthwise.network.folder` says what is in it and reads it; :mod:`widthwise.pruning.export` adds files for other
+runtimes.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from widthwise.luts.errors import BadInput, InvalidModel
-from widthwise.network.loading import is_trusted, load_model, load_weights
-from widthwise.network.narrowing import resize, shapes_of
+from widthwise.network.folder import ARCHITECTURE, PLAN, WEIGHTS, Architecture, load, read_architecture, rebuilt
+from widthwise.network.loading import folder_in, is_trusted, load_model, own_file
+from widthwise.network.narrowing import ModuleShape, shapes_of
+from widthwise.network.portable import GraphData, NotPortable, as_data
 from widthwise.planner.plan import Plan
+from widthwise.pruning.evaluation import in_eval_mode
+from widthwise.pruning.executor import difference_of, examples_of
+from widthwise.pruning.export import FILES, export
 
 __all__ = ["Architecture", "load", "require_writable", "save"]
 
-WEIGHTS, PLAN, ARCHITECTURE = "model.safetensors", "plan.json", "architecture.json"
-_MOST_BYTES = 16 * 2**20
-
-
-class Architecture(BaseModel):
-    """How to rebuild a narrow model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    model: str
-    inputs: list[list[int]]
-    modules: dict[str, tuple[int, int]]
-    torch: str
+_PACKAGES = ("torch", "torchvision", "timm")
+_RGB = 3
+_ROUNDING = 1e-5
 
 
 def require_writable(folder: Path) -> None:
@@ -62,16 +50,26 @@ def require_writable(folder: Path) -> None:
         raise BadInput(f"can't write to {folder}: {error.strerror}; give another folder with -o") from error
 
 
-def save(folder: str | Path, small: nn.Module, plan: Plan) -> Path:
+def save(folder: str | Path, small: nn.Module, plan: Plan, *, formats: Sequence[str] = ()) -> Path:
     """Writes a narrow model to a folder; each file appears whole.
 
+    Where the plan was made for a pruned model's folder, that folder's plans are copied beside it.
+
+    Args:
+        formats: ``onnx``, ``pt2`` or both, to write as well; see :func:`widthwise.pruning.export.export`.
+
     Raises:
-        BadInput: see :func:`require_writable`.
+        BadInput: see :func:`require_writable`; or the folder the plan builds on is gone or holds another plan by now.
+        ExportFailed: the model is saved, but not in one of the formats.
+
+    Example:
+        >>> save("small", small, plan, formats=["onnx"])  # doctest: +SKIP
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     require_writable(folder)
+    base, earlier = _before(plan)
     draft = folder / ".draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -79,51 +77,84 @@ def save(folder: str | Path, small: nn.Module, plan: Plan) -> Path:
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in small.state_dict().items()}
         save_file(state, draft / WEIGHTS, metadata={"format": "pt"})
         plan.write(draft / PLAN)
+        for index, before in enumerate(earlier, start=1):
+            before.write(draft / f"plan-{index}.json")
+        graph, no_graph = _graph(small, draft / WEIGHTS, plan)
+        shapes = shapes_of(small)
         architecture = Architecture(
-            model=plan.model, inputs=plan.inputs, modules=shapes_of(small), torch=torch.__version__
+            model=plan.model if base is None else base.model,
+            options=_options(plan.model, shapes) if base is None else base.options,
+            inputs=plan.inputs,
+            modules=shapes,
+            torch=torch.__version__,
+            versions={name: version for name in _PACKAGES if (version := _version(name))},
+            plans=[before.digest for before in (*earlier, plan)],
+            graph=graph,
+            no_graph=no_graph,
         )
         (draft / ARCHITECTURE).write_text(architecture.model_dump_json(indent=1) + "\n")
-        for name in (WEIGHTS, PLAN, ARCHITECTURE):
-            (draft / name).replace(folder / name)
+        for stale in (*folder.glob("plan-*.json"), *(folder / name for name in FILES.values())):
+            stale.unlink(missing_ok=True)
+        for path in sorted(draft.iterdir()):
+            path.replace(folder / path.name)
     except OSError as error:
         raise BadInput(f"can't write to {folder}: {error.strerror}; give another folder with -o") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    export(small, examples_of(plan), folder, formats)
     return folder
 
 
-def load(folder: str | Path, model: str | Callable[[], nn.Module] | None = None) -> nn.Module:
-    """The narrow model of a folder, in eval mode.
-
-    Args:
-        model: the factory of the dense model, or its ``MODEL`` string. Needed unless the model is one of
-            torchvision or timm, since only the caller decides what code runs.
-
-    Raises:
-        InvalidModel: a file is missing or corrupt, or the factory makes another model.
-    """
-    folder = Path(folder)
-    architecture = _read(folder / ARCHITECTURE)
-    if model is None and not is_trusted(architecture.model):
-        raise InvalidModel(
-            f"{folder} was made from {architecture.model}, which is no library model; if you trust that code, pass it: "
-            f"widthwise.load({str(folder)!r}, model={architecture.model!r}) or model=factory"
+def _before(plan: Plan) -> tuple[Architecture | None, list[Plan]]:
+    """Architecture and plans of the folder a plan builds on; its own name is a ``MODEL`` like any other."""
+    if plan.parent is None:
+        return None, []
+    folder = folder_in(plan.model)
+    if folder is None or not (folder / PLAN).is_file():
+        raise BadInput(f"the plan builds on {plan.model}, a pruned model that isn't there; put its folder back")
+    last = Plan.read(own_file(folder, PLAN))
+    if last.digest != plan.parent.digest:
+        raise BadInput(
+            f"the plan builds on another plan than {folder} holds now; plan again for it with `widthwise plan {folder}`"
         )
-    source = model if model is not None else architecture.model
-    dense = load_model(source) if isinstance(source, str) else source()
-    small = resize(dense, architecture.modules)
-    load_weights(small, folder / WEIGHTS)
-    return small.eval()
+    base = read_architecture(folder)
+    names = [f"plan-{index}.json" for index in range(1, len(base.plans))]
+    return base, [*(Plan.read(own_file(folder, name)) for name in names), last]
 
 
-def _read(path: Path) -> Architecture:
+def _graph(small: nn.Module, weights: Path, plan: Plan) -> tuple[GraphData | None, str]:
+    """The graph, if it gives what the model gives; else the reason why there is none."""
+    device = next((parameter.device for parameter in small.parameters()), torch.device("cpu"))
+    example = [tensor.to(device) for tensor in examples_of(plan)]
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InvalidModel(f"{path} is larger than any architecture; it isn't one widthwise wrote")
-        return Architecture.model_validate(json.loads(path.read_text()))
-    except OSError as error:
-        raise InvalidModel(f"{path.parent} is no pruned model: can't read {path.name} ({error.strerror})") from error
-    except ValidationError as error:
-        raise InvalidModel(f"{path} is corrupt: {error.errors()[0]['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidModel(f"{path} is corrupt: {error}") from error
+        with in_eval_mode(small):
+            data = as_data(small)
+        difference = difference_of(small, rebuilt(data, weights).to(device), example)
+    except NotPortable as error:
+        return None, str(error)
+    except Exception as error:  # whatever a model makes torch raise; it only isn't stored
+        return None, next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    if not difference <= _ROUNDING:
+        return None, f"its graph gives other outputs than the model, by {difference:.1g} of the largest"
+    return data, ""
+
+
+def _options(name: str, shapes: Mapping[str, ModuleShape]) -> dict[str, int]:
+    """What a library's factory must be told to make a model this one can be cut from: more classes, more inputs."""
+    if not (is_trusted(name) and shapes):
+        return {}
+    try:
+        dense = shapes_of(load_model(name))
+    except InvalidModel:
+        return {}
+    (first, *_), (*_, last) = shapes, shapes
+    inputs, classes = shapes[first][0], shapes[last][1]
+    found = {"in_chans": inputs} if inputs > _RGB and name.startswith("timm:") else {}
+    return found | ({"num_classes": classes} if last in dense and classes > dense[last][1] else {})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +24,20 @@ __all__ = ["export_onnx"]
 _OPSET = 17
 
 
-def export_onnx(module: nn.Module, example: Sequence[torch.Tensor], outputs: Sequence[str] = ()) -> bytes:
+def export_onnx(
+    module: nn.Module,
+    example: Sequence[torch.Tensor],
+    outputs: Sequence[str] = (),
+    *,
+    inputs: Sequence[str] = (),
+    dynamic_batch: bool = False,
+) -> bytes:
     """The module as a serialised ONNX model whose nodes are named after its submodules.
 
     Args:
         outputs: their names, since runtimes name the last kernels after them.
+        inputs: their names.
+        dynamic_batch: let the first size of every input and output vary; needs all names.
 
     Raises:
         InvalidModel: neither exporter can; keeps what each of them says.
@@ -37,13 +47,15 @@ def export_onnx(module: nn.Module, example: Sequence[torch.Tensor], outputs: Seq
     for name, export in exporters.items():
         try:
             with _quietly():
-                return export(module, tuple(example), list(outputs))
+                return export(module, tuple(example), list(inputs), list(outputs), dynamic_batch)
         except Exception as error:  # exporters raise what they like
             failed.append(f"the {name} exporter says: {_first_line(error)}")
     raise InvalidModel(f"this network can't be exported to ONNX; {'; '.join(failed)}")
 
 
-def _by_torchscript(module: nn.Module, example: tuple[torch.Tensor, ...], outputs: list[str]) -> bytes:
+def _by_torchscript(
+    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], dynamic_batch: bool
+) -> bytes:
     written = io.BytesIO()
     torch.onnx.export(
         module,
@@ -51,13 +63,22 @@ def _by_torchscript(module: nn.Module, example: tuple[torch.Tensor, ...], output
         written,  # type: ignore[arg-type]  # the older exporter writes into buffers too
         dynamo=False,
         opset_version=_OPSET,
+        input_names=inputs or None,
         output_names=outputs or None,
+        dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if dynamic_batch else None,
     )
     return written.getvalue()
 
 
-def _by_dynamo(module: nn.Module, example: tuple[torch.Tensor, ...], outputs: list[str]) -> bytes:
-    program = torch.onnx.export(module, example, dynamo=True, output_names=outputs or None)
+def _by_dynamo(
+    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], dynamic_batch: bool
+) -> bytes:
+    free: dict[str, Any] = {}
+    if dynamic_batch:  # PyTorch 2.4 knows no such argument
+        free["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in example)
+    program = torch.onnx.export(
+        module, example, dynamo=True, input_names=inputs or None, output_names=outputs or None, **free
+    )
     assert program is not None
     model = program.model_proto
     renamed: dict[str, str] = {}
