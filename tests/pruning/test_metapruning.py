@@ -326,9 +326,40 @@ def test_a_resumed_run_is_the_same(wide: nn.Module, wide_example: Tensor, made: 
 def test_finish_has_the_plans_widths_before_a_search(run: MetaPruning, wide: nn.Module, wide_network: Network) -> None:
     small, expected = run.finish(), narrow(wide, wide_network, run.plan.kept)
     assert all(torch.equal(one, two) for one, two in zip(small.parameters(), expected.parameters(), strict=True))
-    anew = run.finish(from_scratch=True)
+    anew = run.finish(start="scratch")
     assert shapes_of(anew) == shapes_of(small)
     assert not torch.equal(anew.conv2.weight, small.conv2.weight)
+
+
+def test_what_training_continues_from(run: MetaPruning, wide: nn.Module, wide_network: Network) -> None:
+    with torch.no_grad():
+        for generator in run.model.generators:
+            generator.second.bias += 1.0  # type: ignore[union-attr, operator]
+    dense, generated = run.finish(), run.finish(start="generated")
+    expected = narrow(wide, wide_network, run.plan.kept)
+    assert torch.equal(dense.conv2.weight, expected.conv2.weight)
+    assert torch.allclose(generated.conv2.weight, expected.conv2.weight + 1.0)
+    with pytest.raises(BadInput, match="dense, generated, scratch"):
+        run.finish(start="warm")  # type: ignore[arg-type]
+
+
+def test_a_generated_weight_moves_as_an_ordinary_one_would() -> None:
+    torch.manual_seed(0)
+    weight, target = torch.randn(5, 3, 1, 1), torch.randn(5, 3, 1, 1)
+    generator = Generator(2, weight)
+    ratios = torch.full((2,), 0.5)
+    optimizer = torch.optim.SGD(generator.parameters(), lr=0.1 / generator.gain)
+    (generator(ratios) * target).sum().backward()
+    optimizer.step()
+    assert generator.gain > 1.5
+    assert torch.allclose(generator(ratios), weight - 0.1 * target, atol=1e-6)
+
+
+def test_generators_learn_slower_than_the_rest(run: MetaPruning) -> None:
+    rates = {id(p): group.get("lr") for group in run.parameter_groups(lr=0.05) for p in group["params"]}
+    assert set(rates) == {id(p) for p in run.model.parameters() if p.requires_grad}
+    made = {id(p) for p in run.model.generators.parameters()}
+    assert all(rate == (pytest.approx(0.05 / run.model.gain) if key in made else None) for key, rate in rates.items())
 
 
 def test_the_search_finds_widths_and_makes_their_plan(

@@ -28,7 +28,7 @@ def data() -> Data:
 
 @pytest.mark.parametrize(
     ("method", "phases"),
-    [("l1", {"retraining": 4}), ("slimming", {"sparse training": 2, "fine-tuning": 2}), ("resrep", {"compactors": 4})],
+    [("l1", {"retraining": 4}), ("slimming", {"sparse training": 1, "fine-tuning": 3}), ("resrep", {"compactors": 4})],
 )
 def test_a_method_spends_its_epochs_and_meets_the_plan(
     method: str, phases: dict[str, int], data: Data, tmp_path: Path

@@ -1,8 +1,9 @@
 """The four methods by name, each from a plan and data to a narrow, trained model.
 
 What a method does with so many epochs is a convention and lives here: L1 prunes at once and retrains; Network Slimming
-trains with sparsity for half of them and fine-tunes the rest; ResRep trains with compactors throughout; MetaPruning
-trains its PruningNet for half of them, searches, and fine-tunes what it found. In a loop of your own use the executors.
+trains with sparsity for 30 % of them and fine-tunes the rest; ResRep trains with compactors throughout; MetaPruning
+trains its PruningNet for half of them, searches, and fine-tunes the dense model's weights at the widths found. In a
+loop of your own use the executors.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ __all__ = ["METHODS", "Applied", "Effort", "execute", "steps_per_epoch"]
 METHODS = ("l1", "slimming", "resrep", "metapruning")
 
 _SLIMMING_SHARE = 0.3
-"""Of the epochs, spent on sparsity; fine-tuning gets the rest."""
+"""Of the epochs, spent on sparsity. ResNet-20 at half its latency, ten epochs: 76.9 % with 0.5, 82.5 % with 0.3, 82.1 %
+with 0.2."""
 
 _SLIMMING_REACH = 0.3
-"""How far the sub-gradient alone could move a scale over the sparse epochs; the paper's runs reach about 1."""
+"""How far the sub-gradient alone could move a scale over the sparse epochs; the paper's runs reach about 1. As above:
+82.5 % with 0.3, 81.9 % with 0.1, 76.1 % with 1."""
 
 _RESREP_REACH = 3.0
 """How far the pull on rows that forget could move them after the last were chosen; rows begin with norm 1."""

@@ -64,6 +64,13 @@ class Generator(nn.Module):
         made: Tensor = self.second(torch.relu(self.first(ratios)))
         return made.view(self.shape)
 
+    @property
+    def gain(self) -> float:
+        """See :attr:`PruningNet.gain`; at ratios of one half."""
+        with torch.no_grad():
+            hidden = torch.relu(self.first(torch.full_like(self.first.weight[0], 0.5)))
+        return 1 + float(hidden.square().sum())
+
 
 @dataclass(frozen=True)
 class _Site:
@@ -146,6 +153,16 @@ class PruningNet(nn.Module):
                         self._freeze(path, module)
                 elif names:
                     self._generate(path, module, names, warm_start)
+
+    @property
+    def gain(self) -> float:
+        """How many times as far a step of gradient descent moves a generated weight as it would an ordinary one.
+
+        A weight is ``V·h + b``; a step on V and b moves it by ``1 + |h|²`` times its gradient. The mean over layers; 1
+        where nothing is generated.
+        """
+        gains = [generator.gain for generator in self.generators if isinstance(generator, Generator)]
+        return sum(gains) / len(gains) if gains else 1.0
 
     def forward(self, *inputs: Any) -> Any:
         return self.at(self.widths if self.training else self.resting, *inputs)
