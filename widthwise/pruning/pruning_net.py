@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from widthwise.luts.errors import InvalidModel
-from widthwise.network.groups import NARROWABLE, is_depthwise
+from widthwise.network.modules import NARROWABLE, is_depthwise
 from widthwise.network.narrowing import Indices, kept_indices, narrow
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
