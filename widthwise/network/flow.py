@@ -39,12 +39,9 @@ class Flow:
         self._inputs: dict[str, Atoms] = {}
         self._outputs: dict[str, Atoms] = {}
         self._subclasses = Subclasses()
-        called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
         for path, module in self._modules.items():
             if isinstance(module, NARROWABLE):
                 self._open(path, module)
-                if path not in called:
-                    self._fix_module(path, f"{path!r} isn't called as a module")
         self._fix_shared_parameters()
         for node in graph.graph.nodes:
             self._follow(node)

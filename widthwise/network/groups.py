@@ -200,14 +200,26 @@ def _groups(
             makers.setdefault(key, []).append(path)
             members.setdefault(key, np.array(mine))
             sizes.setdefault(key, int(np.isin(made, mine).sum()) if isinstance(key, tuple) else len(mine))
-    found, taken = [], {}
-    for key, paths in makers.items():
-        taken[paths[0]] = taken.get(paths[0], 0) + 1
-        name = paths[0] if taken[paths[0]] == 1 else f"{paths[0]}#{taken[paths[0]]}"
-        locked = key[0] if isinstance(key, tuple) else None
+    return _named(makers, members, sizes)
+
+
+def _named(
+    makers: Mapping[object, list[str]],
+    members: Mapping[object, npt.NDArray[np.int64]],
+    sizes: Mapping[object, int],
+) -> list[tuple[Group, npt.NDArray[np.int64]]]:
+    """Groups of one first producer are numbered, those that may be narrowed first."""
+    position = {path: index for index, path in enumerate(dict.fromkeys(paths[0] for paths in makers.values()))}
+    found: list[tuple[Group, npt.NDArray[np.int64]]] = []
+    taken: dict[str, int] = {}
+    for key in sorted(makers, key=lambda each: (position[makers[each][0]], isinstance(each, tuple))):
+        first = makers[key][0]
+        taken[first] = taken.get(first, 0) + 1
+        name = first if taken[first] == 1 else f"{first}#{taken[first]}"
+        locked = str(key[0]) if isinstance(key, tuple) else None
         if locked is None and len(members[key]) == 1:
             locked = _TOGETHER
-        found.append((Group(name, sizes[key], tuple(paths), locked), members[key]))
+        found.append((Group(name, sizes[key], tuple(makers[key]), locked), members[key]))
     return found
 
 

@@ -52,18 +52,18 @@ class Layer:
 def macs(spec: LayerSpec) -> int:
     """Multiply-accumulates of a convolution or linear layer; 0 for everything else, by convention."""
     geometry = spec.geometry
-    if geometry.kind.startswith("conv"):
-        reached = geometry.inputs[0] if "transpose" in geometry.kind else geometry.outputs[0]
-        spatial = math.prod(reached[2:]) * reached[0]
-        kernel = geometry.option("kernel")
-        groups = geometry.option("groups")
-        if not isinstance(kernel, tuple):  # a functional call, whose weight is an input
-            return spatial * math.prod(geometry.inputs[1]) if len(geometry.inputs) > 1 else 0
+    kernel, groups = geometry.option("kernel"), geometry.option("groups")
+    if isinstance(kernel, tuple):
+        reached = geometry.inputs[0] if geometry.option("output_padding") is not None else geometry.outputs[0]
+        spatial = math.prod(reached[2:]) * reached[0] * math.prod(kernel)
         if groups == "depthwise":
-            return spatial * math.prod(kernel) * spec.channels[0]
+            return spatial * spec.channels[0]
         assert isinstance(groups, int)
-        return spatial * math.prod(kernel) * spec.channels[0] // groups * spec.channels[1]
-    if geometry.kind == "linear":
+        return spatial * spec.channels[0] // groups * spec.channels[1]
+    if geometry.kind.startswith("conv"):  # a functional call, whose weight is an input
+        spatial = math.prod(geometry.outputs[0][2:]) * geometry.outputs[0][0]
+        return spatial * math.prod(geometry.inputs[1]) if len(geometry.inputs) > 1 else 0
+    if geometry.option("bias") is not None and len(spec.channels) == 2:  # linear layers
         return math.prod(size or 1 for size in geometry.outputs[0]) * math.prod(spec.channels)
     return 0
 
