@@ -122,7 +122,7 @@ def _reduce(call: Call) -> Results | None:
     if not isinstance(axes, list | tuple) or any(not isinstance(axis, int) for axis in axes):
         return None
     reduced = {axis % rank for axis in axes}
-    if found.axis in reduced or 0 in reduced:
+    if found.axis in reduced:
         return None
     kept = len(call.shape) == rank
     axis = found.axis if kept else found.axis - sum(axis < found.axis for axis in reduced)
