@@ -26,11 +26,13 @@ __all__ = [
     "Kept",
     "ModuleShape",
     "kept_indices",
+    "largest_difference",
     "leading",
     "narrow",
     "resize",
     "shapes_of",
     "silenced_difference",
+    "silenced_outputs",
     "tensors",
 ]
 
@@ -124,8 +126,8 @@ def silenced_difference(
     model.eval()
     small.eval()
     try:
+        expected = silenced_outputs(trace_runnable(model, network), network, kept, example)
         with torch.no_grad():
-            expected = tensors(_Silencing(trace_runnable(model, network), network, kept).run(*example))
             try:
                 got = tensors(small(*example))
             except RuntimeError as error:
@@ -133,6 +135,23 @@ def silenced_difference(
     finally:
         model.train(was_training[0])
         small.train(was_training[1])
+    return largest_difference(expected, got)
+
+
+def silenced_outputs(
+    graph: fx.GraphModule, network: Network, kept: Kept, example: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The outputs of a traced dense model with the removed channels zeroed; see :func:`silenced_difference`."""
+    with torch.no_grad():
+        return tensors(_Silencing(graph, network, kept).run(*example))
+
+
+def largest_difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """Largest difference between outputs, relative to the largest of ``expected``.
+
+    Raises:
+        VerificationFailed: the shapes differ.
+    """
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise VerificationFailed(
             f"the narrow model gives outputs of shape {[tuple(t.shape) for t in got]}, "

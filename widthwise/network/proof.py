@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from widthwise.luts.errors import VerificationFailed
 from widthwise.network.modules import CONVOLUTIONS, NARROWABLE, TRANSPOSED, dimensions
-from widthwise.network.narrowing import TOLERANCE, Kept, narrow, silenced_difference, tensors
+from widthwise.network.narrowing import TOLERANCE, Kept, largest_difference, narrow, silenced_outputs, tensors
 from widthwise.network.network import Network, trace_runnable
 
 __all__ = ["Proof", "prove", "random_kept"]
@@ -69,58 +69,82 @@ def prove(
         >>> prove(model, Network.trace(model, example), [example]).difference < 1e-6
         True
     """
-    rng = random.Random(seed)
-    uncounted = network.macs(network.dense) - _macs(model, example)
-    names = [group.name for group in network.free if group.size > 1]
-    chosen = names if alone is None else rng.sample(names, min(alone, len(names)))
-    worst = effect = 0.0
-    for name in chosen:
-        size = network.dense[name]
-        kept = {name: sorted(rng.sample(range(size), rng.randint(1, size - 1)))}
-        worst = max(worst, _held(model, network, example, kept, uncounted))
-    for _ in range(together if names else 0):
-        kept = random_kept(network, rng)
-        worst = max(worst, _held(model, network, example, kept, uncounted))
-        effect = max(effect, silenced_difference(model, model, network, kept, example))
+    rng, was_training = random.Random(seed), model.training
+    try:
+        dense = _Dense(model.eval(), network, example)
+        names = [group.name for group in network.free if group.size > 1]
+        chosen = names if alone is None else rng.sample(names, min(alone, len(names)))
+        worst = effect = 0.0
+        for name in chosen:
+            size = network.dense[name]
+            kept = {name: sorted(rng.sample(range(size), rng.randint(1, size - 1)))}
+            worst = max(worst, dense.held(kept)[0])
+        for _ in range(together if names else 0):
+            kept = random_kept(network, rng)
+            difference, moved = dense.held(kept)
+            dense.compare_shapes(kept)
+            worst, effect = max(worst, difference), max(effect, moved)
+    finally:
+        model.train(was_training)
     return Proof(len(chosen), together if names else 0, worst, effect)
 
 
-def _held(model: nn.Module, network: Network, example: Sequence[torch.Tensor], kept: Kept, uncounted: int) -> float:
-    """The difference of one narrow model, after all checks."""
-    small = narrow(model, network, kept, share=True)
-    what = next(iter(kept)) if len(kept) == 1 else f"all {len(kept)} groups"
-    difference = silenced_difference(model, small, network, kept, example)
-    if not difference <= TOLERANCE:
-        raise VerificationFailed(f"narrowing {what} changes the outputs by {difference:.2g}, more than {TOLERANCE:.0g}")
-    widths = network.dense | {name: len(channels) for name, channels in kept.items()}
-    for name, predicted, real in (
-        ("parameters", network.parameters(widths), sum(p.numel() for p in small.parameters())),
-        ("multiply-accumulates", network.macs(widths), _macs(small, example) + uncounted),
-    ):
-        if predicted != real:
-            raise VerificationFailed(f"narrowing {what}: {predicted:,} {name} were predicted, the model has {real:,}")
-    for path, module in small.named_modules():
-        if isinstance(module, NARROWABLE) and min(dimensions(module)) < 1:
-            raise VerificationFailed(f"narrowing {what} leaves {path!r} without channels")
-    _compare_shapes(small, network, widths, example, what)
-    return difference
+class _Dense:
+    """The dense model, against which narrow ones are held."""
+
+    def __init__(self, model: nn.Module, network: Network, example: Sequence[torch.Tensor]) -> None:
+        self._model, self._network, self._example = model, network, example
+        self._graph = trace_runnable(model, network)
+        self._outputs, macs = _run(model, example)
+        self._uncounted = network.macs(network.dense) - macs  # functional calls, which nothing narrows
+
+    def held(self, kept: Kept) -> tuple[float, float]:
+        """The difference of one narrow model after all checks, and the effect of silencing."""
+        network, what = self._network, _what(kept)
+        small = narrow(self._model, network, kept, share=True)
+        expected = silenced_outputs(self._graph, network, kept, self._example)
+        try:
+            got, macs = _run(small, self._example)
+        except RuntimeError as error:
+            raise VerificationFailed(f"narrowing {what} gives a model that doesn't run: {error}") from error
+        difference = largest_difference(expected, got)
+        if not difference <= TOLERANCE:
+            raise VerificationFailed(
+                f"narrowing {what} changes the outputs by {difference:.2g}, more than {TOLERANCE:.0g}"
+            )
+        widths = network.dense | {name: len(channels) for name, channels in kept.items()}
+        for name, predicted, real in (
+            ("parameters", network.parameters(widths), sum(p.numel() for p in small.parameters())),
+            ("multiply-accumulates", network.macs(widths), macs + self._uncounted),
+        ):
+            if predicted != real:
+                raise VerificationFailed(f"narrowing {what}: {predicted:,} {name} were predicted, it has {real:,}")
+        for path, module in small.named_modules():
+            if isinstance(module, NARROWABLE) and min(dimensions(module)) < 1:
+                raise VerificationFailed(f"narrowing {what} leaves {path!r} without channels")
+        return difference, largest_difference(self._outputs, expected)
+
+    def compare_shapes(self, kept: Kept) -> None:
+        """Every operation gives the shape that was predicted."""
+        network = self._network
+        run = _Shapes(trace_runnable(narrow(self._model, network, kept, share=True), network))
+        with torch.no_grad():
+            run.run(*self._example)
+        widths = network.dense | {name: len(channels) for name, channels in kept.items()}
+        for layer in network.layers:
+            channels, found = network.channels.get(layer.name), run.shapes.get(layer.name)
+            if channels is None or found is None:
+                continue
+            size = network.coupling.affine(channels.labels)(widths)
+            predicted = tuple(length or size for length in layer.geometry.outputs[0])
+            if predicted != found:
+                raise VerificationFailed(
+                    f"narrowing {_what(kept)}: {layer.name!r} gives {found}, not {predicted} as predicted"
+                )
 
 
-def _compare_shapes(
-    small: nn.Module, network: Network, widths: Mapping[str, int], example: Sequence[torch.Tensor], what: str
-) -> None:
-    run = _Shapes(trace_runnable(small, network))
-    with torch.no_grad():
-        run.run(*example)
-    for layer in network.layers:
-        channels = network.channels.get(layer.name)
-        if channels is None or layer.name not in run.shapes:
-            continue
-        size = network.coupling.affine(channels.labels)(widths)
-        predicted = tuple(length or size for length in layer.geometry.outputs[0])
-        if predicted != run.shapes[layer.name]:
-            found = run.shapes[layer.name]
-            raise VerificationFailed(f"narrowing {what}: {layer.name!r} gives {found}, not {predicted} as predicted")
+def _what(kept: Kept) -> str:
+    return repr(next(iter(kept))) if len(kept) == 1 else f"all {len(kept)} groups"
 
 
 class _Shapes(fx.Interpreter):
@@ -135,8 +159,8 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _macs(model: nn.Module, example: Sequence[torch.Tensor]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers that run, counted from what they really hold."""
+def _run(model: nn.Module, example: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
+    """Outputs, and the multiply-accumulates of the convolutions and linear layers that ran, from what they hold."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -148,12 +172,10 @@ def _macs(model: nn.Module, example: Sequence[torch.Tensor]) -> int:
 
     counted = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [module.register_forward_hook(count) for module in counted]
-    was_training = model.training
     try:
         with torch.no_grad():
-            tensors(model.eval()(*example))
+            outputs = tensors(model(*example))
+            return outputs, total
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return total
