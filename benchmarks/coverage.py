@@ -1,4 +1,4 @@
-"""Which CNNs can be narrowed, and is the result right? ``python -m benchmarks.coverage [torchvision|timm|constructs …]``
+"""Which CNNs can be narrowed, and is it right? ``python -m benchmarks.coverage [torchvision|timm|constructs …]``
 
 Each network is traced, its free and locked groups are counted, and the proof is run: every group alone, then all of
 them at random widths, must give the dense network with the removed channels silenced, and the parameters,
@@ -26,8 +26,12 @@ from torch import Tensor, nn
 from benchmarks.machine import RESULTS, caption, keep
 
 _SIDE = 64
-_SIDES = {"inception_v3": 96, "inception_v4": 96, "googlenet": 96, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 128,
-          "inception_resnet_v2": 96, "nasnetalarge": 96, "pnasnet5large": 96}  # fmt: skip
+_SIDES = {
+    **dict.fromkeys(("inception_v3", "googlenet"), 96),
+    "ssd300_vgg16": 300,
+    "ssdlite320_mobilenet_v3_large": 128,
+    "bat_resnext26ts": 256,
+}
 _TIMEOUT_S = 1500
 _RATIO = 0.25
 """Share of channels that Torch-Pruning is asked to remove from a group."""
@@ -35,14 +39,16 @@ _RATIO = 0.25
 _NO_CNN = ("vit_", "swin_", "maxvit")
 
 TIMM = (
-    "resnet26d", "resnet50t", "resnetrs50", "resnetblur50", "resnetaa50", "resnetv2_50", "resnetv2_50x1_bit", "seresnet50",
-    "ecaresnet50d", "skresnet50", "gcresnet33ts", "wide_resnet50_2", "resnext50_32x4d", "seresnext50_32x4d", "senet154",
-    "resnest26d", "resnest50d_4s2x40d", "res2net50_26w_4s", "res2next50", "bat_resnext26ts", "efficientnet_b0",
-    "efficientnet_lite0", "efficientnet_b0_gn", "tf_efficientnetv2_s", "mixnet_s", "fbnetc_100", "fbnetv3_b", "hardcorenas_a",
-    "tinynet_a", "mnasnet_100", "spnasnet_100", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_medium", "lcnet_100",
-    "ghostnet_100", "ghostnetv2_100", "repghostnet_100", "mobileone_s1", "repvgg_b0", "repvit_m1", "rexnet_100", "regnetx_008",
-    "regnety_008", "regnetz_b16", "gernet_s", "densenet121", "densenetblur121d", "dla34", "dla60x", "hrnet_w18_small_v2", "vovnet39a",
-    "ese_vovnet19b_dw", "cspresnet50", "darknet53", "dpn68", "selecsls42b", "xception41", "convnext_tiny", "nfnet_l0",
+    "resnet26d", "resnet50t", "resnetrs50", "resnetblur50", "resnetaa50", "resnetv2_50", "resnetv2_50x1_bit",
+    "seresnet50", "ecaresnet50d", "skresnet50", "gcresnet33ts", "wide_resnet50_2", "resnext50_32x4d",
+    "seresnext50_32x4d", "senet154", "resnest26d", "resnest50d_4s2x40d", "res2net50_26w_4s", "res2next50",
+    "bat_resnext26ts", "efficientnet_b0", "efficientnet_lite0", "efficientnet_b0_gn", "tf_efficientnetv2_s",
+    "mixnet_s", "fbnetc_100", "fbnetv3_b", "hardcorenas_a", "tinynet_a", "mnasnet_100", "spnasnet_100",
+    "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_medium", "lcnet_100", "ghostnet_100",
+    "ghostnetv2_100", "repghostnet_100", "mobileone_s1", "repvgg_b0", "repvit_m1", "rexnet_100", "regnetx_008",
+    "regnety_008", "regnetz_b16", "gernet_s", "densenet121", "densenetblur121d", "dla34", "dla60x",
+    "hrnet_w18_small_v2", "vovnet39a", "ese_vovnet19b_dw", "cspresnet50", "darknet53", "dpn68", "selecsls42b",
+    "xception41", "convnext_tiny", "nfnet_l0",
 )  # fmt: skip
 """Sixty CNNs over timm's families, chosen by name before any of them was tried."""
 
@@ -57,7 +63,7 @@ def names_of(suite: str) -> list[str]:
         return list(CONSTRUCTS)
     from torchvision import models
 
-    names = [n for n in models.list_models(module=models) if not n.startswith(_NO_CNN)]
+    names = [name for name in models.list_models(module=models) if not name.startswith(_NO_CNN)]
     return [*names, *models.list_models(module=models.segmentation), *models.list_models(module=models.detection)]
 
 
@@ -92,7 +98,7 @@ def settled(model: nn.Module, examples: Sequence[Tensor]) -> nn.Module:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            if name.endswith("weight") and parameter.ndim == 1 or float(parameter.abs().max()) < 1e-3:
+            if (name.endswith("weight") and parameter.ndim == 1) or float(parameter.abs().max()) < 1e-3:
                 parameter.uniform_(0.5, 1.5)
             elif parameter.ndim == 1:
                 parameter.uniform_(-0.3, 0.3)
@@ -106,6 +112,7 @@ def settled(model: nn.Module, examples: Sequence[Tensor]) -> nn.Module:
 
 def with_widthwise(model: nn.Module, examples: list[Tensor]) -> dict[str, Any]:
     """Groups, reasons, proof, and seconds to trace."""
+    from widthwise.luts.errors import VerificationFailed
     from widthwise.network.network import Network
     from widthwise.network.proof import prove
 
@@ -115,21 +122,25 @@ def with_widthwise(model: nn.Module, examples: list[Tensor]) -> dict[str, Any]:
     reasons = [str(group.locked) for group in network.groups if group.locked]
     found |= {"locked": len(reasons), "reasons": dict(Counter(reasons))}
     start = time.perf_counter()
-    proof = prove(model, network, examples)
-    found |= {"difference": proof.difference, "effect": proof.effect, "proof_s": time.perf_counter() - start}
-    return found
+    try:
+        proof = prove(model, network, examples)
+    except VerificationFailed as error:
+        return found | {"wrong": 1, "message": str(error)}
+    return found | {"difference": proof.difference, "effect": proof.effect, "proof_s": time.perf_counter() - start}
 
 
 def with_torch_pruning(model: nn.Module, examples: list[Tensor]) -> dict[str, Any]:
-    """Each of its groups pruned by a quarter, alone, in a graph of its own; right where the outputs are those of the
-    dense model whose pruned filters (and what follows them up to the next layer) are silent, which here means: where
-    the model runs, and the outputs agree with a copy in which the same channels are zeroed in every reader."""
+    """Each of its groups pruned by a quarter, alone, in a graph of its own.
+
+    Broken where the model doesn't run afterwards or the library stops; wrong where its outputs aren't those of a dense
+    copy whose readers of the pruned channels no longer hear them.
+    """
     import torch_pruning as tp
 
     start = time.perf_counter()
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=tuple(examples))
     outputs = _ending(model, examples)
-    groups = [group for group in graph.get_all_groups(ignored_layers=outputs)]
+    groups = list(graph.get_all_groups(ignored_layers=outputs))
     found: dict[str, Any] = {"trace_s": time.perf_counter() - start, "free": len(groups)}
     wrong, broken, worst = 0, 0, 0.0
     names = {module: name for name, module in model.named_modules()}
@@ -143,21 +154,19 @@ def with_torch_pruning(model: nn.Module, examples: list[Tensor]) -> dict[str, An
 
 def _ending(model: nn.Module, examples: list[Tensor]) -> list[nn.Module]:
     """The layers that make outputs, which a user of Torch-Pruning has to name."""
-    last: list[nn.Module] = []
+    from widthwise.network.narrowing import tensors
+
+    made: list[tuple[nn.Module, int]] = []
     hooks = [
         module.register_forward_hook(lambda m, _, out: made.append((m, id(out))))
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     ]
-    made: list[tuple[nn.Module, int]] = []
-    from widthwise.network.narrowing import tensors
-
     with torch.no_grad():
         outputs = {id(tensor) for tensor in tensors(model(*examples))}
     for hook in hooks:
         hook.remove()
-    last += [module for module, result in made if result in outputs]
-    return last or [made[-1][0]]
+    return [module for module, result in made if result in outputs] or [made[-1][0]]
 
 
 def _pruned(tp: Any, model: nn.Module, examples: list[Tensor], root: str, size: int) -> float | None:
@@ -239,23 +248,23 @@ def passed(row: dict[str, Any]) -> bool:
 
 def summary(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The Markdown table."""
-    lines = [
-        "| list | tool | tried | traced | every group prunable but the output's | all proofs passed | wrong results | groups free | slowest trace |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "list|tool|tried|traced|all groups prunable|some locked|none prunable|wrong results|groups free|slowest trace"
+    )
+    lines = [f"| {head.replace('|', ' | ')} |", "|---" * (head.count("|") + 1) + "|"]
     for suite, networks in results.items():
         for who in WHO:
             rows = {name: found[who] for name, found in networks.items() if who in found}
-            traced = {name: row for name, row in rows.items() if "trace_s" in row or row.get("error") == "VerificationFailed"}
-            whole = sum(passed(row) and not _inner_locks(row) and row["free"] > 0 for row in rows.values())
-            right = sum(passed(row) and row["free"] > 0 for row in rows.values())
-            wrong = sum(bool(row.get("wrong") or row.get("broken") or row.get("error") == "VerificationFailed") for row in rows.values())
-            slow = max(((row["trace_s"], name) for name, row in traced.items() if "trace_s" in row), default=(0.0, "–"))
-            free = sum(row.get("free", 0) for row in rows.values())
-            lines.append(
-                f"| {suite} | {who} | {len(rows)} | {len(traced)} | {whole if who == 'widthwise' else '–'} | {right} | {wrong} | {free} | "
-                f"{slow[0]:.1f} s ({slow[1]}) |"
-            )
+            traced = {name: row for name, row in rows.items() if "trace_s" in row}
+            right = [row for row in traced.values() if passed(row)]
+            whole = sum(row["free"] > 0 and not _inner_locks(row) for row in right)
+            none = sum(row["free"] == 0 for row in right)
+            wrong = len(traced) - len(right)
+            slow = max(((row["trace_s"], name) for name, row in traced.items()), default=(0.0, "–"))
+            figures = [len(rows), len(traced), whole, len(right) - whole - none, none, wrong]
+            figures.append(sum(row["free"] for row in right))
+            cells = " | ".join(map(str, figures))
+            lines.append(f"| {suite} | {who} | {cells} | {slow[0]:.1f} s ({slow[1]}) |")
     return "\n".join(lines)
 
 

@@ -84,7 +84,7 @@ def _gated(m: Net, x: Tensor) -> Tensor:
 
 def _csp(m: Net, x: Tensor) -> Tensor:
     """YOLO's C2f: both halves and what is computed from one of them are put together."""
-    parts = list(torch.chunk(m.a(x), 2, 1)[i] for i in range(2))
+    parts = [torch.chunk(m.a(x), 2, 1)[i] for i in range(2)]
     parts.append(m.b(parts[-1]))
     return m.head(torch.cat(parts, 1))
 
@@ -239,7 +239,12 @@ def _with_norm(norm: nn.Module) -> nn.Module:
 CONSTRUCTS: dict[str, Case] = {
     "residual chain": Case(
         lambda: Net(
-            _residual_chain, stem=conv(3, 13), a1=conv(13, 7, 3), b1=conv(7, 13), a2=conv(13, 11), b2=conv(11, 13, 3),
+            _residual_chain,
+            stem=conv(3, 13),
+            a1=conv(13, 7, 3),
+            b1=conv(7, 13),
+            a2=conv(13, 11),
+            b2=conv(11, 13, 3),
             head=conv(13, 5),
         ),
         {"stem": 13, "a1": 7, "a2": 11},
@@ -252,22 +257,42 @@ CONSTRUCTS: dict[str, Case] = {
     ),
     "dense block": Case(
         lambda: Net(
-            _dense_block, stem=conv(3, 13), n1=nn.BatchNorm2d(13), a1=conv(13, 11), m1=nn.BatchNorm2d(11),
-            b1=conv(11, 7, 3), n2=nn.BatchNorm2d(20), a2=conv(20, 17), m2=nn.BatchNorm2d(17), b2=conv(17, 5, 3),
+            _dense_block,
+            stem=conv(3, 13),
+            n1=nn.BatchNorm2d(13),
+            a1=conv(13, 11),
+            m1=nn.BatchNorm2d(11),
+            b1=conv(11, 7, 3),
+            n2=nn.BatchNorm2d(20),
+            a2=conv(20, 17),
+            m2=nn.BatchNorm2d(17),
+            b2=conv(17, 5, 3),
             head=conv(25, 3),
         ),
         {"stem": 13, "a1": 11, "b1": 7, "a2": 17, "b2": 5},
     ),
     "chunk": Case(lambda: Net(_chunk, a=conv(3, 14, 3), b=conv(7, 7), head=conv(7, 5)), {"a": 7}),
     "glu": Case(lambda: Net(_gated, a=conv(3, 14, 3), head=conv(7, 5)), {"a": 7}),
-    "chunk and concat (C2f)": Case(lambda: Net(_csp, a=conv(3, 14), b=conv(7, 11, 3), head=conv(25, 5)), {"a": 7, "b": 11}),
+    "chunk and concat (C2f)": Case(
+        lambda: Net(_csp, a=conv(3, 14), b=conv(7, 11, 3), head=conv(25, 5)), {"a": 7, "b": 11}
+    ),
     "split by a computed size": Case(lambda: Net(_split_by_size, a=conv(3, 14, 3), head=conv(7, 5)), {"a": 7}),
     "split at written sizes": Case(
         lambda: Net(_split_written, a=conv(3, 13), b=conv(5, 7), head=conv(15, 3)), {"b": 7}, {"a": "split at places"}
     ),
-    "slices at half": Case(lambda: Net(_sliced_half, a=conv(3, 14), b=conv(7, 11), head=conv(18, 5)), {"a": 7, "b": 11}),
+    "slices at half": Case(
+        lambda: Net(_sliced_half, a=conv(3, 14), b=conv(7, 11), head=conv(18, 5)), {"a": 7, "b": 11}
+    ),
     "slices at a written place": Case(
-        lambda: Net(_sliced_written, a=conv(3, 11), b=conv(4, 5), head=conv(12, 3)), {"a": 7, "b": 5}, {"a#2": "sliced at places"}
+        lambda: Net(_sliced_written, a=conv(3, 11), b=conv(4, 5), head=conv(12, 3)),
+        {"a": 7, "b": 5},
+        {"a#2": "sliced at places"},
+    ),
+    "slice of all (GhostNet)": Case(
+        lambda: Net(
+            lambda m, x: m.head(torch.cat([m.a(x), m.b(x)], 1)[:, :18]), a=conv(3, 7), b=conv(3, 11), head=conv(18, 5)
+        ),
+        {"a": 7, "b": 11},
     ),
     "channel shuffle": Case(
         lambda: Net(_shuffle, a=conv(3, 7), b=conv(3, 7), c=conv(14, 11), head=conv(11, 5)), {"a": 7, "c": 11}
@@ -275,7 +300,9 @@ CONSTRUCTS: dict[str, Case] = {
     "channel shuffle module": Case(
         lambda: _sequential(conv(3, 14), nn.ChannelShuffle(2), conv(14, 11), nn.ReLU(), conv(11, 5)), {"0": 7, "2": 11}
     ),
-    "depthwise": Case(lambda: _sequential(conv(3, 11), conv(11, 11, 3, groups=11), nn.BatchNorm2d(11), conv(11, 5)), {"0": 11}),
+    "depthwise": Case(
+        lambda: _sequential(conv(3, 11), conv(11, 11, 3, groups=11), nn.BatchNorm2d(11), conv(11, 5)), {"0": 11}
+    ),
     "depthwise with multiplier": Case(
         lambda: _sequential(conv(3, 7), conv(7, 21, 3, groups=7), nn.BatchNorm2d(21), conv(21, 5)), {"0": 7}
     ),
@@ -283,18 +310,27 @@ CONSTRUCTS: dict[str, Case] = {
         lambda: _sequential(conv(3, 14), nn.ReLU(), conv(14, 22, 3, groups=2), nn.BatchNorm2d(22), conv(22, 5)),
         {"0": 7, "2": 11},
     ),
-    "squeeze-excite": Case(lambda: Net(_squeeze_excite, a=conv(3, 13, 3), down=conv(13, 7), up=conv(7, 13), head=conv(13, 5)), {"a": 13, "down": 7}),
+    "squeeze-excite": Case(
+        lambda: Net(_squeeze_excite, a=conv(3, 13, 3), down=conv(13, 7), up=conv(7, 13), head=conv(13, 5)),
+        {"a": 13, "down": 7},
+    ),
     "squeeze-excite, linear": Case(
-        lambda: Net(_squeeze_excite_linear, a=conv(3, 13, 3), down=nn.Linear(13, 7), up=nn.Linear(7, 13), head=conv(13, 5)),
+        lambda: Net(
+            _squeeze_excite_linear, a=conv(3, 13, 3), down=nn.Linear(13, 7), up=nn.Linear(7, 13), head=conv(13, 5)
+        ),
         {"a": 13, "down": 7},
     ),
     "split attention": Case(lambda: Net(_split_attention, a=conv(3, 14, 3), fc=conv(7, 14), head=conv(7, 5)), {"a": 7}),
     "flatten to linear": Case(
-        lambda: _sequential(conv(3, 7, 3), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(42, 11), nn.ReLU(), nn.Linear(11, 5)),
+        lambda: _sequential(
+            conv(3, 7, 3), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(42, 11), nn.ReLU(), nn.Linear(11, 5)
+        ),
         {"0": 7, "3": 11},
     ),
     "transposed convolution": Case(
-        lambda: _sequential(conv(3, 7), nn.ConvTranspose2d(7, 11, 3, stride=2), nn.BatchNorm2d(11), nn.ReLU(), conv(11, 5)),
+        lambda: _sequential(
+            conv(3, 7), nn.ConvTranspose2d(7, 11, 3, stride=2), nn.BatchNorm2d(11), nn.ReLU(), conv(11, 5)
+        ),
         {"0": 7, "1": 11},
     ),
     "grouped transposed convolution": Case(
@@ -302,12 +338,19 @@ CONSTRUCTS: dict[str, Case] = {
         {"0": 7, "1": 11},
     ),
     "depthwise transposed convolution": Case(
-        lambda: _sequential(conv(3, 7), nn.ConvTranspose2d(7, 14, 2, stride=2, groups=7), nn.ReLU(), conv(14, 5)), {"0": 7}
+        lambda: _sequential(conv(3, 7), nn.ConvTranspose2d(7, 14, 2, stride=2, groups=7), nn.ReLU(), conv(14, 5)),
+        {"0": 7},
     ),
     "U-Net": Case(
         lambda: Net(
-            _unet, a=conv(3, 5, 3), b=conv(5, 7, 3), c=conv(7, 11, 3), up1=nn.ConvTranspose2d(11, 13, 2, stride=2),
-            d=conv(20, 17, 3), up2=nn.ConvTranspose2d(17, 19, 2, stride=2), head=conv(24, 3),
+            _unet,
+            a=conv(3, 5, 3),
+            b=conv(5, 7, 3),
+            c=conv(7, 11, 3),
+            up1=nn.ConvTranspose2d(11, 13, 2, stride=2),
+            d=conv(20, 17, 3),
+            up2=nn.ConvTranspose2d(17, 19, 2, stride=2),
+            head=conv(24, 3),
         ),
         {"a": 5, "b": 7, "c": 11, "up1": 13, "d": 17, "up2": 19},
     ),
@@ -317,38 +360,60 @@ CONSTRUCTS: dict[str, Case] = {
     "plain instance norm": Case(lambda: _with_norm(nn.InstanceNorm2d(12)), {"a": 12}),
     "layer norm over channels": Case(lambda: _with_norm(LayerNorm2d(12)), {}, {"a": "statistics over all channels"}),
     "layer norm over space": Case(lambda: _with_norm(nn.LayerNorm([8, 8])), {"a": 12}),
-    "PReLU": Case(lambda: _sequential(conv(3, 7), nn.PReLU(7), conv(7, 11), nn.PReLU(), conv(11, 5)), {"0": 7, "2": 11}),
+    "PReLU": Case(
+        lambda: _sequential(conv(3, 7), nn.PReLU(7), conv(7, 11), nn.PReLU(), conv(11, 5)), {"0": 7, "2": 11}
+    ),
     "pixel shuffle": Case(lambda: _sequential(conv(3, 28), nn.PixelShuffle(2), conv(7, 5)), {"0": 7}),
     "pixel unshuffle": Case(lambda: _sequential(conv(3, 7), nn.PixelUnshuffle(2), conv(28, 5)), {"0": 7}),
     "weight sharing": Case(lambda: Net(_shared, a=conv(3, 7), b=conv(7, 7, 3), head=conv(7, 5)), {"a": 7}),
     "one head for two levels": Case(
-        lambda: Net(_shared_head, a=conv(3, 7), b=conv(7, 11), lat1=conv(7, 13), lat2=conv(11, 13), tower=conv(13, 17, 3), out=conv(17, 5)),
+        lambda: Net(
+            _shared_head,
+            a=conv(3, 7),
+            b=conv(7, 11),
+            lat1=conv(7, 13),
+            lat2=conv(11, 13),
+            tower=conv(13, 17, 3),
+            out=conv(17, 5),
+        ),
         {"a": 7, "b": 11, "lat1": 13, "tower": 17},
     ),
     "option-A shortcut": Case(
         lambda: Net(_option_a, a=conv(3, 5), b=conv(5, 7, 3, stride=2), c=conv(7, 11), head=conv(11, 3)),
-        {"a": 5, "b": 7}, {"c": "meets channels that can't change"},
+        {"a": 5, "b": 7},
+        {"c": "meets channels that can't change"},
     ),
     "option-A shortcut by concatenation": Case(
         lambda: Net(_option_a_by_width, a=conv(3, 5), b=conv(5, 10, 3, stride=2), head=conv(10, 3)), {"a": 5}
     ),
     "functional calls": Case(
         lambda: Net(
-            lambda m, x: m.head(F.interpolate(F.hardswish(F.dropout(F.max_pool2d(F.leaky_relu(m.a(x)), 2), training=m.training)), scale_factor=2)),
-            a=conv(3, 7, 3), head=conv(7, 5),
+            lambda m, x: m.head(
+                F.interpolate(
+                    F.hardswish(F.dropout(F.max_pool2d(F.leaky_relu(m.a(x)), 2), training=m.training)), scale_factor=2
+                )
+            ),
+            a=conv(3, 7, 3),
+            head=conv(7, 5),
         ),
         {"a": 7},
     ),
     "several inputs": Case(
-        lambda: TwoInputs(lambda m, x, y: m.head(torch.relu(m.a(x) + m.b(y)) * 2.0), a=conv(3, 7), b=conv(4, 7, 3), head=conv(7, 5)),
-        {"a": 7}, inputs=((2, 3, 8, 8), (2, 4, 8, 8)),
+        lambda: TwoInputs(
+            lambda m, x, y: m.head(torch.relu(m.a(x) + m.b(y)) * 2.0), a=conv(3, 7), b=conv(4, 7, 3), head=conv(7, 5)
+        ),
+        {"a": 7},
+        inputs=((2, 3, 8, 8), (2, 4, 8, 8)),
     ),
     "outputs in tuples and dicts": Case(
         lambda: Net(_several_outputs, a=conv(3, 7), one=conv(7, 5), two=conv(7, 11)), {}, {"a": "reduces the channels"}
     ),
-    "convolution subclass": Case(lambda: _sequential(conv(3, 7), Same(7, 11, 3), Activated(11), conv(11, 5)), {"0": 7, "1": 11}),
+    "convolution subclass": Case(
+        lambda: _sequential(conv(3, 7), Same(7, 11, 3), Activated(11), conv(11, 5)), {"0": 7, "1": 11}
+    ),
     "convolution subclass that mixes": Case(
-        lambda: _sequential(conv(3, 7), Standardised(7, 11, 3), nn.ReLU(), conv(11, 5)), {},
+        lambda: _sequential(conv(3, 7), Standardised(7, 11, 3), nn.ReLU(), conv(11, 5)),
+        {},
         {"0": "a Standardised, whose channels depend on each other", "1": "a Standardised, whose channels depend"},
     ),
     "linear over the last axis": Case(
@@ -356,35 +421,58 @@ CONSTRUCTS: dict[str, Case] = {
         {"a": 7, "hidden": 13, "out": 11},
     ),
     "1-D": Case(
-        lambda: _sequential(nn.Conv1d(3, 7, 3), nn.BatchNorm1d(7), nn.ReLU(), nn.ConvTranspose1d(7, 11, 3), nn.MaxPool1d(2), nn.Conv1d(11, 5, 1)),
-        {"0": 7, "3": 11}, inputs=((2, 3, 16),),
+        lambda: _sequential(
+            nn.Conv1d(3, 7, 3),
+            nn.BatchNorm1d(7),
+            nn.ReLU(),
+            nn.ConvTranspose1d(7, 11, 3),
+            nn.MaxPool1d(2),
+            nn.Conv1d(11, 5, 1),
+        ),
+        {"0": 7, "3": 11},
+        inputs=((2, 3, 16),),
     ),
     "3-D": Case(
-        lambda: _sequential(nn.Conv3d(3, 7, 3), nn.BatchNorm3d(7), nn.ReLU(), nn.Conv3d(7, 11, 1), nn.AvgPool3d(2), nn.Conv3d(11, 5, 1)),
-        {"0": 7, "3": 11}, inputs=((2, 3, 6, 6, 6),),
+        lambda: _sequential(
+            nn.Conv3d(3, 7, 3), nn.BatchNorm3d(7), nn.ReLU(), nn.Conv3d(7, 11, 1), nn.AvgPool3d(2), nn.Conv3d(11, 5, 1)
+        ),
+        {"0": 7, "3": 11},
+        inputs=((2, 3, 6, 6, 6),),
     ),
     "a parameter of its own": Case(WithParameter, {"a": 7, "c": 13}, {"b": "meets the parameter 'scale'"}),
     "softmax over channels": Case(
-        lambda: Net(lambda m, x: m.head(torch.softmax(m.a(x), 1)), a=conv(3, 7), head=conv(7, 5)), {}, {"a": "'softmax'"}
+        lambda: Net(lambda m, x: m.head(torch.softmax(m.a(x), 1)), a=conv(3, 7), head=conv(7, 5)),
+        {},
+        {"a": "'softmax'"},
     ),
     "reshaped to a written number": Case(
-        lambda: Net(lambda m, x: m.head(m.a(x).reshape(-1, 7, 64).mean(2)), a=conv(3, 7), head=nn.Linear(7, 5)), {},
+        lambda: Net(lambda m, x: m.head(m.a(x).reshape(-1, 7, 64).mean(2)), a=conv(3, 7), head=nn.Linear(7, 5)),
+        {},
         {"a": "a number written in the code"},
     ),
     "a number computed from the width": Case(
-        lambda: Net(lambda m, x: m.head(m.a(x) / m.a(x).size(1) ** 0.5), a=conv(3, 7), head=conv(7, 5)), {},
+        lambda: Net(lambda m, x: m.head(m.a(x) / m.a(x).size(1) ** 0.5), a=conv(3, 7), head=conv(7, 5)),
+        {},
         {"a": "a number computed from its size"},
     ),
     "rolled channels": Case(
-        lambda: Net(lambda m, x: m.head(torch.roll(m.a(x), 1, 1)), a=conv(3, 7), head=conv(7, 5)), {}, {"a": "flows into 'roll'"}
+        lambda: Net(lambda m, x: m.head(torch.roll(m.a(x), 1, 1)), a=conv(3, 7), head=conv(7, 5)),
+        {},
+        {"a": "flows into 'roll'"},
     ),
-    "flipped channels": Case(lambda: Net(lambda m, x: m.head(torch.flip(m.a(x), [1])), a=conv(3, 7), head=conv(7, 5)), {"a": 7}),
+    "flipped channels": Case(
+        lambda: Net(lambda m, x: m.head(torch.flip(m.a(x), [1])), a=conv(3, 7), head=conv(7, 5)), {"a": 7}
+    ),
     "weights used twice": Case(
-        lambda: Net(lambda m, x: m.head(F.conv2d(m.b(m.a(x)), m.b.weight)), a=conv(3, 7), b=conv(7, 7), head=conv(7, 5)), {},
+        lambda: Net(
+            lambda m, x: m.head(F.conv2d(m.b(m.a(x)), m.b.weight)), a=conv(3, 7), b=conv(7, 7), head=conv(7, 5)
+        ),
+        {},
         {"a": "'b' is used otherwise than by calling it", "b": "'b' is used otherwise"},
     ),
     "weights used otherwise": Case(
-        lambda: Net(lambda m, x: m.head(F.conv2d(m.a(x), m.b.weight)), a=conv(3, 7), b=conv(7, 11), head=conv(11, 5)), {},
+        lambda: Net(lambda m, x: m.head(F.conv2d(m.a(x), m.b.weight)), a=conv(3, 7), b=conv(7, 11), head=conv(11, 5)),
+        {},
         {"a": "flows into 'conv2d'"},
     ),
-}  # fmt: skip
+}

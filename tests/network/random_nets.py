@@ -80,7 +80,9 @@ class RandomNet(nn.Module):
 def _randomise(module: nn.Module) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and (tensor.ndim == 1):
-            tensor.data.copy_(torch.rand(tensor.shape) + 0.5 if "var" in name or "weight" in name else torch.randn(tensor.shape) / 2)
+            tensor.data.copy_(
+                torch.rand(tensor.shape) + 0.5 if "var" in name or "weight" in name else torch.randn(tensor.shape) / 2
+            )
 
 
 def _conv(net: RandomNet, x: Tensor, s: Step) -> Tensor:
@@ -195,7 +197,9 @@ def _shuffle(net: RandomNet, x: Tensor, s: Step) -> Tensor:
 
 def _squeeze_excite(net: RandomNet, x: Tensor, s: Step) -> Tensor:
     inner = 2 + s.a % 5
-    return x * torch.sigmoid(net.conv(torch.relu(net.conv(x.mean((2, 3), keepdim=True), inner)), net.channels, inputs=inner))
+    return x * torch.sigmoid(
+        net.conv(torch.relu(net.conv(x.mean((2, 3), keepdim=True), inner)), net.channels, inputs=inner)
+    )
 
 
 def _group_norm(net: RandomNet, x: Tensor, s: Step) -> Tensor:
@@ -252,7 +256,12 @@ def _branches(net: RandomNet, x: Tensor, s: Step) -> Tensor:
 
 def _mix(net: RandomNet, x: Tensor, s: Step) -> Tensor:
     """What can't be followed."""
-    return (torch.roll(x, 1, 1), torch.softmax(x, 1), F.normalize(x, dim=1), x[:, ::2].repeat(1, 2, 1, 1)[:, : net.channels])[s.a % 4]
+    return (
+        torch.roll(x, 1, 1),
+        torch.softmax(x, 1),
+        F.normalize(x, dim=1),
+        x[:, ::2].repeat(1, 2, 1, 1)[:, : net.channels],
+    )[s.a % 4]
 
 
 def _repeat(net: RandomNet, x: Tensor, s: Step) -> Tensor:
@@ -288,4 +297,6 @@ STEPS: dict[str, Callable[[RandomNet, Tensor, Step], Tensor]] = {
     "gate": _gate, "stack": _stack, "flat": _flat,
 }  # fmt: skip
 
-steps = st.lists(st.builds(Step, st.sampled_from(sorted(STEPS)), st.integers(0, 11), st.integers(0, 11)), min_size=1, max_size=9)
+steps = st.lists(
+    st.builds(Step, st.sampled_from(sorted(STEPS)), st.integers(0, 11), st.integers(0, 11)), min_size=1, max_size=9
+)

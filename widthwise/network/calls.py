@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from widthwise.network.moves import Channels, Shape
 from widthwise.network.ties import CONSTANT, Atoms, Ties
 from widthwise.network.tracing import callee, shapes_of_node
 
-__all__ = ["Call", "Results", "Tensors"]
+__all__ = ["Call", "Results", "Rule", "Tensors"]
 
 Results = list[Channels | None]
 """Channels of each tensor an operation gives; None where they are constant."""
@@ -149,8 +149,8 @@ class Call:
         if not isinstance(value, fx.Node):
             return False
         if parts != 1:
-            named = getattr(value.target, "__name__", "") in ("floordiv", "truediv")
-            return named and len(value.args) == 2 and value.args[1] == parts and self.is_share(value.args[0], 1)
+            named = getattr(value.target, "__name__", "") == "floordiv"
+            return named and len(value.args) == 2 and bool(value.args[1] == parts) and self.is_share(value.args[0], 1)
         channels = self.channels
         if channels is None:
             return False
@@ -160,7 +160,7 @@ class Call:
             sizes, index = value.args
             if isinstance(sizes, fx.Node) and isinstance(index, int) and sizes.args:
                 method = sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1
-                attribute = getattr(sizes.target, "__name__", "") == "getattr" and sizes.args[1] == "shape"
+                attribute = getattr(sizes.target, "__name__", "") == "getattr" and bool(sizes.args[1] == "shape")
                 return (method or attribute) and self._same_axis(sizes.args[0], index, channels)
         return False
 
@@ -170,3 +170,7 @@ class Call:
             return False
         rank = len(shapes_of_node(of)[0])
         return index % rank == other.axis and np.array_equal(other.labels, channels.labels)
+
+
+Rule = Callable[[Call], Results | None]
+"""What an operation does with channels; None where that isn't known, and all that flows in is to be fixed."""

@@ -75,7 +75,9 @@ class Flow:
                 rows = atoms.reshape(module.groups, -1)  # each convolution group keeps the same places
                 self._ties.tie(rows, rows[:1], "")
         elif isinstance(module, nn.GroupNorm):
-            rows = self._outputs[path].reshape(module.num_groups, -1)  # the statistics of the others stay what they were
+            rows = self._outputs[path].reshape(
+                module.num_groups, -1
+            )  # the statistics of the others stay what they were
             self._ties.tie(rows, rows[:, :1], "")
             if module.num_groups == 1:
                 self._fix_module(path, f"{path!r} computes its statistics over all channels")

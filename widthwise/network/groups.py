@@ -9,6 +9,7 @@ is all surgery, checks and the width algebra need.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ Masks = Sequence[npt.NDArray[np.bool_]]
 """For each group, whether each of its channels stays."""
 
 _TOGETHER = "its channels can only be kept or removed all together"
+_SINGLE = "it is a single channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def couple(ties: Ties, dimensions: Dimensions) -> tuple[Coupling, Labels]:
     fixed[list(reasons)] = True
     patterns = _patterns(classes, len(fixed), dimensions)
     coupling, label_of_class = Coupling(), np.full(len(fixed), FIXED, dtype=np.int64)
-    for group, members in _groups(classes, fixed, reasons, patterns, dimensions):
+    for group, members in _groups(_found(classes, fixed, reasons, patterns, dimensions)):
         if group.locked is None:
             label_of_class[members] = (len(coupling.groups) << _SHIFT) | np.arange(len(members))
         coupling.groups.append(group)
@@ -176,52 +178,51 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _groups(
+@dataclass
+class _Found:
+    """Classes that appear alike; ``positions`` of their channels in the first producer."""
+
+    locked: str | None
+    members: npt.NDArray[np.int64]
+    positions: int
+    producers: list[str] = field(default_factory=list)
+
+
+def _found(
     classes: npt.NDArray[np.int64],
     fixed: npt.NDArray[np.bool_],
     reasons: Mapping[int, str],
     patterns: npt.NDArray[np.uint64],
     dimensions: Dimensions,
-) -> list[tuple[Group, npt.NDArray[np.int64]]]:
-    """Every group with its classes in the order of its first producer; named after it."""
-    makers: dict[object, list[str]] = {}
-    members: dict[object, npt.NDArray[np.int64]] = {}
-    sizes: dict[object, int] = {}
+) -> list[_Found]:
+    """What makes one group each; fixed channels are put together by producer and reason."""
+    found: dict[object, _Found] = {}
+    owner: dict[int, object] = {}
     for path in dimensions.producers:
         made = classes[dimensions.outputs[path]]
-        distinct = made[np.sort(np.unique(made, return_index=True)[1])]
         keys: dict[object, list[int]] = {}
-        for each in distinct:
-            keys.setdefault(reasons[int(each)] if fixed[each] else int(patterns[each]), []).append(int(each))
+        for each in made[np.sort(np.unique(made, return_index=True)[1])]:
+            key: object = (path, reasons[int(each)]) if fixed[each] else int(patterns[each])
+            keys.setdefault(owner.setdefault(int(each), key), []).append(int(each))
         for key, mine in keys.items():
-            if isinstance(key, str):  # fixed: reported once for each class of producers it is shared with
-                key = (key, min(mine))
-                key = next((known for known in makers if isinstance(known, tuple) and _shares(members[known], mine)), key)
-            makers.setdefault(key, []).append(path)
-            members.setdefault(key, np.array(mine))
-            sizes.setdefault(key, int(np.isin(made, mine).sum()) if isinstance(key, tuple) else len(mine))
-    return _named(makers, members, sizes)
+            reason = key[1] if isinstance(key, tuple) else None
+            known = found.setdefault(key, _Found(reason, np.array(mine), int(np.isin(made, mine).sum())))
+            known.producers.append(path)
+    return list(found.values())
 
 
-def _named(
-    makers: Mapping[object, list[str]],
-    members: Mapping[object, npt.NDArray[np.int64]],
-    sizes: Mapping[object, int],
-) -> list[tuple[Group, npt.NDArray[np.int64]]]:
-    """Groups of one first producer are numbered, those that may be narrowed first."""
-    position = {path: index for index, path in enumerate(dict.fromkeys(paths[0] for paths in makers.values()))}
-    found: list[tuple[Group, npt.NDArray[np.int64]]] = []
-    taken: dict[str, int] = {}
-    for key in sorted(makers, key=lambda each: (position[makers[each][0]], isinstance(each, tuple))):
-        first = makers[key][0]
-        taken[first] = taken.get(first, 0) + 1
+def _groups(found: Sequence[_Found]) -> list[tuple[Group, npt.NDArray[np.int64]]]:
+    """Every group with its classes in the order of its first producer, and named after it; those of one producer are
+    numbered, the ones that may be narrowed first."""
+    position = {path: index for index, path in enumerate(dict.fromkeys(each.producers[0] for each in found))}
+    groups = []
+    taken: Counter[str] = Counter()
+    for each in sorted(found, key=lambda each: (position[each.producers[0]], each.locked is not None)):
+        first, locked = each.producers[0], each.locked
+        taken[first] += 1
         name = first if taken[first] == 1 else f"{first}#{taken[first]}"
-        locked = str(key[0]) if isinstance(key, tuple) else None
-        if locked is None and len(members[key]) == 1:
-            locked = _TOGETHER
-        found.append((Group(name, sizes[key], tuple(makers[key]), locked), members[key]))
-    return found
-
-
-def _shares(known: npt.NDArray[np.int64], mine: Sequence[int]) -> bool:
-    return bool(np.isin(known, mine).any())
+        if locked is None and len(each.members) == 1:
+            locked = _TOGETHER if each.positions > 1 else _SINGLE
+        size = len(each.members) if each.locked is None else each.positions
+        groups.append((Group(name, size, tuple(each.producers), locked), each.members))
+    return groups

@@ -55,9 +55,9 @@ def is_plain(module: nn.Module) -> bool:
     return not weighted or module._parameters.get("weight") is not None
 
 
-def filters_of(module: nn.Module) -> torch.Tensor:
-    """The weight of a convolution or linear layer as ``(outputs, weights of one filter)``."""
-    weight = module.weight
+def filters_of(module: nn.Module, values: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight of a convolution or linear layer, or values of its shape, as ``(outputs, weights of one filter)``."""
+    weight = module.weight if values is None else values
     assert isinstance(weight, torch.Tensor)
     weight = weight.detach()
     if isinstance(module, _ConvTransposeNd):  # stored as (inputs, outputs of a convolution group, …)

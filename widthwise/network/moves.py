@@ -50,7 +50,8 @@ def sliced(ties: Ties, channels: Channels, start: int | None, stop: int | None, 
     atoms, reason = channels.labels, "is sliced at places written in the code"
     if step not in (None, 1):
         ties.fix(atoms, reason)
-    for bound in (start, stop):
+    whole = stop is not None and stop >= len(atoms)  # also of fewer channels
+    for bound in (start, None if whole else stop):
         if bound is not None and bound >= 0:
             ties.fix(atoms[:bound], reason)
         elif bound is not None:
@@ -74,7 +75,7 @@ def reshaped(ties: Ties, channels: Channels, before: Shape, after: Shape, litera
     """
     size, axis = len(channels.labels), channels.axis
     if size <= 1:
-        ties.fix(channels.labels, f"is reshaped from {before} to {after}, which isn't followed")
+        ties.fix(channels.labels, "it is a single channel")
         return None
     block = _block(before, after, axis)
     if block is None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from widthwise.network.modules import CONVOLUTIONS, NARROWABLE, cut, dimensions, is_depthwise
+from widthwise.network.modules import CONVOLUTIONS, NARROWABLE, Indices, cut, dimensions, is_depthwise
 
 __all__ = ["Subclasses"]
 
@@ -65,18 +65,18 @@ def _tried(module: nn.Module) -> str | None:
     return "whose channels depend on each other"
 
 
-def _halves(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _halves(module: nn.Module) -> tuple[Indices, Indices]:
     """Every other channel of each dimension, alike in each convolution group; every other norm group."""
     inputs, outputs = dimensions(module)
     if isinstance(module, _ConvNd) and is_depthwise(module):
-        kept = np.arange(0, inputs, 2)
-        multiplier = outputs // inputs
+        kept, multiplier = np.arange(0, inputs, 2), outputs // inputs
         return kept, (kept[:, None] * multiplier + np.arange(multiplier)).ravel()
     if isinstance(module, nn.GroupNorm):
         rows = np.arange(inputs).reshape(module.num_groups, -1)[::2].ravel()
         return rows, rows
     groups = module.groups if isinstance(module, _ConvNd) else 1
-    return tuple(np.arange(size).reshape(groups, -1)[:, ::2].ravel() for size in (inputs, outputs))  # type: ignore[return-value]
+    halves = [np.arange(size).reshape(groups, -1)[:, ::2].ravel() for size in (inputs, outputs)]
+    return halves[0], halves[1]
 
 
 def _materialised(module: nn.Module) -> nn.Module:
@@ -95,8 +95,8 @@ def _materialised(module: nn.Module) -> nn.Module:
 def _shape(module: nn.Module, channels: int) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
         return (2, channels)
-    spatial = len(module.kernel_size) if isinstance(module, _ConvNd) else 2
-    for rank in (1, 3):
-        if type(module).__mro__ and any(each.__name__.endswith(f"{rank}d") for each in type(module).__mro__[:-1]):
-            spatial = rank
-    return (2, channels, *[_SIZE] * spatial)
+    if isinstance(module, _ConvNd):
+        return (2, channels, *[_SIZE] * len(module.kernel_size))
+    ranks = {"1": 1, "3": 3}
+    rank = next((ranks[kind.__name__[-2]] for kind in type(module).__mro__ if kind.__name__[-2:] in ("1d", "3d")), 2)
+    return (2, channels, *[_SIZE] * rank)

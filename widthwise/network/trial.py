@@ -99,10 +99,11 @@ class _Narrow(fx.Interpreter):
         masks: list[Any],
     ) -> None:
         super().__init__(graph)
+        self._nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "placeholder"}
         self._small, self._coupling, self._channels, self._masks = small, coupling, channels, masks
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        node = next(node for node in self.module.graph.nodes if node.op == "placeholder" and node.target == target)
+        node = self._nodes[str(target)]
         meta = node.meta.get("tensor_meta")
         if meta is None or not hasattr(meta, "shape"):
             raise _Failure(node, f"the input {node.name!r} is no tensor")
