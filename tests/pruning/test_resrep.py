@@ -49,7 +49,10 @@ def test_merged_is_what_the_compactors_compute(name: str) -> None:
     forget(run)
     small = run.finish()
     assert run.residual == 0.0
-    assert run.difference < 1e-5
+    if name == "concat":  # grow1 reads what norm1 makes of silent channels, and has no bias to take that constant
+        assert run.folded.left == ("grow1", "grow2")
+    else:
+        assert run.difference < 1e-5
     fresh = torch.randn(3, 3, 11, 11)
     assert difference_of(run.model, small, [fresh]) < 1e-5
     assert Network.trace(small, EXAMPLE).dense == plan_for(model).widths

@@ -9,7 +9,18 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-__all__ = ["CONVOLUTIONS", "NARROWABLE", "TRANSPOSED", "Indices", "cut", "dimensions", "filters_of", "is_depthwise"]
+__all__ = [
+    "CONVOLUTIONS",
+    "NARROWABLE",
+    "TRANSPOSED",
+    "Indices",
+    "cut",
+    "cuts",
+    "dimensions",
+    "filters_of",
+    "is_depthwise",
+    "sizes",
+]
 
 Indices = npt.NDArray[np.int64]
 """Places in one dimension of a tensor."""
@@ -73,35 +84,38 @@ def cut(module: nn.Module, inputs: Indices, outputs: Indices) -> None:
     Of a grouped convolution as many must stay in each convolution group, at the same places; of a group norm whole
     groups.
     """
+    for name, (rows, columns) in cuts(module, inputs, outputs).items():
+        _replace(module, name, rows, columns)
+    for name, size in sizes(module, inputs, outputs).items():
+        setattr(module, name, size)
+
+
+def cuts(module: nn.Module, inputs: Indices, outputs: Indices) -> dict[str, tuple[Indices, Indices | None]]:
+    """Name of a tensor → the indices of its first two axes that stay, None for all; see :func:`cut`."""
     if isinstance(module, nn.Linear):
-        _replace(module, "weight", outputs, inputs)
-        _replace(module, "bias", outputs)
-        module.in_features, module.out_features = len(inputs), len(outputs)
-    elif isinstance(module, _ConvNd):
-        _cut_convolution(module, inputs, outputs)
-    else:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            if hasattr(module, name):
-                _replace(module, name, outputs)
-        if isinstance(module, nn.GroupNorm):
-            per_group = module.num_channels // module.num_groups
-            module.num_groups, module.num_channels = len(outputs) // per_group, len(outputs)
-        elif isinstance(module, nn.PReLU):
-            module.num_parameters = len(outputs)
-        else:
-            module.num_features = len(outputs)  # type: ignore[assignment]
+        return {"weight": (outputs, inputs), "bias": (outputs, None)}
+    if isinstance(module, _ConvNd):
+        transposed = isinstance(module, _ConvTransposeNd)
+        rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+        size = (module.out_channels if transposed else module.in_channels) // module.groups
+        within = None if is_depthwise(module) else columns[columns < size]  # the same places in each convolution group
+        return {"weight": (rows, within), "bias": (outputs, None)}
+    return {
+        name: (outputs, None) for name in ("weight", "bias", "running_mean", "running_var") if hasattr(module, name)
+    }
 
 
-def _cut_convolution(module: _ConvNd, inputs: Indices, outputs: Indices) -> None:
-    depthwise, transposed = is_depthwise(module), isinstance(module, _ConvTransposeNd)
-    of_group = outputs if transposed else inputs
-    size = (module.out_channels if transposed else module.in_channels) // module.groups
-    within = None if depthwise else of_group[of_group < size]  # each convolution group keeps the same places
-    _replace(module, "weight", inputs if transposed else outputs, within)
-    _replace(module, "bias", outputs)
-    module.in_channels, module.out_channels = len(inputs), len(outputs)
-    if depthwise:
-        module.groups = len(inputs)
+def sizes(module: nn.Module, inputs: Indices, outputs: Indices) -> dict[str, int]:
+    """The attributes that say how many channels a module has, once it is cut; see :func:`cut`."""
+    if isinstance(module, nn.Linear):
+        return {"in_features": len(inputs), "out_features": len(outputs)}
+    if isinstance(module, _ConvNd):
+        groups = len(inputs) if is_depthwise(module) else module.groups
+        return {"in_channels": len(inputs), "out_channels": len(outputs), "groups": groups}
+    if isinstance(module, nn.GroupNorm):
+        per_group = module.num_channels // module.num_groups
+        return {"num_groups": len(outputs) // per_group, "num_channels": len(outputs)}
+    return {"num_parameters" if isinstance(module, nn.PReLU) else "num_features": len(outputs)}
 
 
 def _replace(module: nn.Module, name: str, rows: Indices, columns: Indices | None = None) -> None:

@@ -117,7 +117,11 @@ class Network:
 
         Args:
             steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
+
+        Raises:
+            InvalidModel: no group may change its width.
         """
+        self._require_free()
         known = steps or {}
         return {
             group.name: grid(
@@ -128,6 +132,17 @@ class Network:
             )
             for group in self.free
         }
+
+    def _require_free(self) -> None:
+        if self.free:
+            return
+        what = f"{self.name} has no channels that may be removed"
+        if not any("conv" in layer.geometry.kind for layer in self.layers):
+            raise InvalidModel(
+                f"{what}, and no convolution: widthwise makes convolutional networks (CNNs) faster by removing channels"
+            )
+        reasons = dict.fromkeys(f"{group.name!r}: {group.locked}" for group in self.groups)
+        raise InvalidModel(f"{what} ({'; '.join(list(reasons)[:3])}); a plan needs one group at least that may change")
 
     def require_widths(self, widths: Widths) -> dict[str, int]:
         """The widths completed with the dense ones.
@@ -221,6 +236,7 @@ def _weight_sizes(module: nn.Module, coupling: Coupling, path: str) -> list[Affi
 def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], error: Exception) -> str:
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = reason.split(". ")[0].rstrip(".")
     return (
         f"{name} can't be traced on input {shapes}: {reason}. widthwise needs a CNN that runs in eval mode on this "
         "input shape and whose control flow doesn't depend on the data"
