@@ -72,7 +72,7 @@ def test_a_network_without_prunable_channels_is_refused_when_a_plan_is_asked_for
     with pytest.raises(
         InvalidModel, match=r"short has no channels that may be removed \('0': it is the network's output"
     ):
-        network.options()
+        network.require_free()
 
 
 def test_a_model_that_is_no_cnn_is_told_what_widthwise_is_for() -> None:
@@ -85,4 +85,4 @@ def test_a_model_that_is_no_cnn_is_told_what_widthwise_is_for() -> None:
             return self.out(self.lstm(x)[0])
 
     with pytest.raises(InvalidModel, match=r"no convolution: widthwise makes convolutional networks \(CNNs\) faster"):
-        Network.trace(Recurrent(), torch.zeros(4, 2, 6)).options()
+        Network.trace(Recurrent(), torch.zeros(4, 2, 6)).require_free()

@@ -117,11 +117,7 @@ class Network:
 
         Args:
             steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
-
-        Raises:
-            InvalidModel: no group may change its width.
         """
-        self._require_free()
         known = steps or {}
         return {
             group.name: grid(
@@ -133,7 +129,12 @@ class Network:
             for group in self.free
         }
 
-    def _require_free(self) -> None:
+    def require_free(self) -> None:
+        """Nothing, where some group may change its width.
+
+        Raises:
+            InvalidModel: none may; says why, and where the model is no CNN what widthwise is for.
+        """
         if self.free:
             return
         what = f"{self.name} has no channels that may be removed"

@@ -46,12 +46,11 @@ def followed(graph: fx.GraphModule) -> tuple[Coupling, dict[str, Channels]]:
 
 
 def _lock_sums_at_both_ends(coupling: Coupling) -> None:
+    """Cost tables hold one sum of groups; two equal ones are one axis."""
     for path, inputs in coupling.inputs.items():
-        outputs = coupling.free(coupling.outputs[path])
-        if inputs is coupling.outputs[path] or len(coupling.owners(coupling.free(inputs))) < 2:
-            continue
-        if len(owners := coupling.owners(outputs)) > 1 and owners != coupling.owners(coupling.free(inputs)):
-            for owner in owners:
+        before, after = coupling.affine(inputs), coupling.affine(coupling.outputs[path])
+        if len(before.groups) > 1 and len(after.groups) > 1 and before != after:
+            for owner in coupling.owners(coupling.free(coupling.outputs[path])):
                 coupling.lock(owner, f"{path!r} has sums of groups at both ends, which no cost table holds")
 
 
