@@ -186,7 +186,12 @@ def group_steps(network: Network, known: Mapping[LayerSpec, Point]) -> dict[str,
 
 
 def options_from(lut: Lut, network: Network) -> dict[str, tuple[int, ...]]:
-    """The widths worth considering, per free group: multiples of the steps this table knows, else of 8."""
+    """The widths worth considering, per free group: multiples of the steps this table knows, else of 8.
+
+    Raises:
+        InvalidModel: no group may change its width.
+    """
+    network.require_free()
     known = {
         record.spec: Point(record.latency_ms, (record.high_ms - record.low_ms) / 2 / record.latency_ms)
         for record in lut.layers({layer.geometry for layer in network.layers}, estimator=Estimator.SINGLE)

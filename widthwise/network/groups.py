@@ -1,25 +1,25 @@
 """Channel groups: which channel dimensions must be kept or removed together.
 
-The coupling is found by Torch-Pruning's dependency graph (DepGraph, CVPR 2023) and only this module knows
-it. What comes out is a :class:`Coupling`: for each parametrised module, which group and which channel of
-it every index of its input and output dimension belongs to. That is all surgery, checks and the width
-algebra need.
+Classes of tied channels (:mod:`widthwise.network.ties`) that appear equally often in every dimension of the network
+are interchangeable: they make one group, whose width is how many of them are kept. So every dimension has
+``constant + Σ coefficient·width`` channels by construction. What comes out is a :class:`Coupling`: for each
+narrowable module, which group and which channel of it every index of its input and output dimension belongs to. That
+is all surgery, checks and the width algebra need.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from widthwise.luts.errors import InvalidModel
+from widthwise.network.ties import CONSTANT, Atoms, Ties
+from widthwise.network.widths import Affine
 
-__all__ = ["FIXED", "NARROWABLE", "Coupling", "Group", "Labels", "couple", "is_depthwise"]
+__all__ = ["FIXED", "Coupling", "Group", "Labels", "Masks", "couple"]
 
 Labels = npt.NDArray[np.int64]
 """One label per channel: ``group index · 2³² + channel of the group``, or ``FIXED``."""
@@ -29,10 +29,11 @@ FIXED = -1
 
 _SHIFT = 32
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NARROWABLE = (*_CONVOLUTIONS, nn.Linear, *_NORMS)
-"""Modules whose parameters :mod:`widthwise.network.narrowing` can cut."""
+Masks = Sequence[npt.NDArray[np.bool_]]
+"""For each group, whether each of its channels stays."""
+
+_TOGETHER = "its channels can only be kept or removed all together"
+_SINGLE = "it is a single channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Group:
     """Channels that live and die together.
 
     Args:
-        name: module path of the first layer that produces them.
+        name: module path of the first layer that produces them; ``path#2``, … where a layer's channels belong to
+            several groups.
         size: the dense width.
         producers: module paths of the convolutions and linear layers whose filters make these channels.
         locked: why the width may not change, or None where it may.
@@ -88,138 +90,139 @@ class Coupling:
         """For each label, the channel within its group."""
         return labels & ((1 << _SHIFT) - 1)
 
+    def affine(self, labels: Labels) -> Affine:
+        """The number of channels as a function of the widths."""
+        labels = self.free(labels)
+        terms = []
+        for owner in self.owners(labels):
+            group = self.groups[owner]
+            terms.append((group.name, int(np.sum((labels != FIXED) & (labels >> _SHIFT == owner))) // group.size))
+        return Affine(tuple(sorted(terms)), int(np.sum(labels == FIXED)))
 
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a convolution has one filter set per input channel (with or without a multiplier)."""
-    return isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels and module.groups > 1
+    def stays(self, labels: Labels, masks: Masks) -> npt.NDArray[np.int64]:
+        """Indices of a dimension that stay, ascending."""
+        stays = np.ones(len(labels), dtype=bool)
+        for owner in self.owners(labels):
+            mine = (labels != FIXED) & (labels >> _SHIFT == owner)
+            stays[mine] = masks[owner][self.channel(labels[mine])]
+        return np.flatnonzero(stays)
 
+    def indices(self, masks: Masks) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Path of a narrowable module → the indices of its input and of its output dimension that stay.
 
-def couple(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Coupling:
-    """The coupling of a model's channels; run it on a copy on the meta device to allocate nothing.
-
-    Raises:
-        InvalidModel: the dependency graph can't be built (the reason is in the message).
-    """
-    graph_groups = _dependency_groups(model, example)
-    names = {module: name for name, module in model.named_modules()}
-    coupling = Coupling()
-    for name, module in model.named_modules():
-        if isinstance(module, NARROWABLE):
-            ins, outs = _dimensions(module)
-            coupling.outputs[name] = np.full(outs, FIXED, dtype=np.int64)
-            if not isinstance(module, _NORMS):
-                coupling.inputs[name] = np.full(ins, FIXED, dtype=np.int64)
-    order = {name: position for position, name in enumerate(names.values())}
-    named = [(_producers(members, names, order), members) for members in graph_groups]
-    for producers, members in sorted(named, key=lambda item: order[item[0][0]]):
-        _add_group(coupling, producers, members, names)
-    return coupling
+        Modules of one dimension have it in both places.
+        """
+        outputs = {path: self.stays(labels, masks) for path, labels in self.outputs.items()}
+        return {
+            path: (self.stays(self.inputs[path], masks) if path in self.inputs else indices, indices)
+            for path, indices in outputs.items()
+        }
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One dependency of a DepGraph group, in plain terms."""
+class Dimensions:
+    """Atoms of every channel dimension of a network.
 
-    module: nn.Module
-    is_output: bool
-    indices: list[int]
-    roots: list[int]
-    is_operation: bool
+    Args:
+        inputs: module path → atoms of its input dimension; absent where it is the same as the output's.
+        outputs: module path → atoms of its output dimension.
+        producers: paths of the modules that make atoms, in the order of the model.
+        tensors: atoms of the results of operations.
+    """
 
-
-def _dependency_groups(model: nn.Module, example: tuple[torch.Tensor, ...]) -> list[list[_Member]]:
-    import torch_pruning
-
-    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)  # DepGraph reads autograd's graph
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-            return [list(_members(graph, group)) for group in graph.get_all_groups()]
-    except Exception as error:  # the library raises whatever the model's construct trips over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidModel(
-            f"the channel dependencies of {type(model).__name__} can't be traced ({reason}); "
-            "check that the model runs in eval mode on this input shape"
-        ) from error
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(required[name])
+    inputs: Mapping[str, Atoms]
+    outputs: Mapping[str, Atoms]
+    producers: Sequence[str]
+    tensors: Iterable[Atoms]
 
 
-def _members(graph: object, group: object) -> Iterator[_Member]:
-    for item in group:  # type: ignore[attr-defined]
-        module = item.dep.target.module
-        yield _Member(
-            module=module,
-            is_output=graph.is_out_channel_pruning_fn(item.dep.handler),  # type: ignore[attr-defined]
-            indices=list(item.idxs),
-            roots=list(item.root_idxs),
-            is_operation=type(module).__module__.startswith("torch_pruning"),
-        )
+def couple(ties: Ties, dimensions: Dimensions) -> tuple[Coupling, Labels]:
+    """The coupling, and the label of every atom."""
+    classes, reasons = ties.classes()
+    fixed = np.zeros(int(classes.max()) + 1, dtype=bool)
+    fixed[list(reasons)] = True
+    patterns = _patterns(classes, len(fixed), dimensions)
+    coupling, label_of_class = Coupling(), np.full(len(fixed), FIXED, dtype=np.int64)
+    for group, members in _groups(_found(classes, fixed, reasons, patterns, dimensions)):
+        if group.locked is None:
+            label_of_class[members] = (len(coupling.groups) << _SHIFT) | np.arange(len(members))
+        coupling.groups.append(group)
+    labels = label_of_class[classes]
+    labels[CONSTANT] = FIXED
+    coupling.outputs.update({path: labels[atoms] for path, atoms in dimensions.outputs.items()})
+    coupling.inputs.update({path: labels[atoms] for path, atoms in dimensions.inputs.items()})
+    for path, atoms in dimensions.inputs.items():  # one array where it is one dimension
+        if np.array_equal(atoms, dimensions.outputs[path]):
+            coupling.inputs[path] = coupling.outputs[path]
+    return coupling, labels
 
 
-def _producers(members: list[_Member], names: dict[nn.Module, str], order: dict[str, int]) -> list[str]:
-    """Layers that make a group's channels, in the order of the model; its root where there is none."""
-    filters = (*_CONVOLUTIONS, nn.Linear)
-    makers: list[nn.Module] = [
-        m.module for m in members if m.is_output and isinstance(m.module, filters) and not is_depthwise(m.module)
-    ]
-    return sorted({names[module] for module in makers or [members[0].module]}, key=lambda name: order[name])
-
-
-def _add_group(coupling: Coupling, producers: list[str], members: list[_Member], names: dict[nn.Module, str]) -> None:
-    """Number a group's channels by its root's and write them on every member dimension."""
-    index = len(coupling.groups)
-    coupling.groups.append(Group(producers[0], len(members[0].roots), tuple(producers)))
-    for member in members:
-        if member.is_operation:
+def _patterns(classes: npt.NDArray[np.int64], count: int, dimensions: Dimensions) -> npt.NDArray[np.uint64]:
+    """A hash per class of how often it appears in each dimension."""
+    patterns = np.zeros(count, dtype=np.uint64)
+    seen: set[bytes] = set()
+    for atoms in [*dimensions.inputs.values(), *dimensions.outputs.values(), *dimensions.tensors]:
+        if (key := atoms.tobytes()) in seen:
             continue
-        name = names.get(member.module)
-        if name is None or not isinstance(member.module, NARROWABLE):
-            what = type(member.module).__name__ + (f" {name!r}" if name else "")
-            coupling.lock(index, f"feeds {what}, which widthwise can't narrow")
-            continue
-        _write(coupling, index, name, member)
+        seen.add(key)
+        present, often = np.unique(classes[atoms], return_counts=True)
+        patterns[present] += _mixed(often.astype(np.uint64) + (np.uint64(len(seen)) << np.uint64(_SHIFT)))
+    return patterns
 
 
-def _write(coupling: Coupling, index: int, name: str, member: _Member) -> None:
-    module = member.module
-    if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not is_depthwise(module):
-        coupling.lock(index, f"touches the grouped convolution {name!r} ({module.groups} groups)")
-    one_dimension = isinstance(module, _NORMS) or is_depthwise(module)
-    labels = coupling.outputs[name] if member.is_output or one_dimension else coupling.inputs[name]
-    _assign(coupling, index, labels, member, name)
-    if is_depthwise(module) and name in coupling.inputs:
-        multiplier = len(coupling.outputs[name]) // len(coupling.inputs[name])
-        if multiplier > 1:
-            coupling.lock(index, f"touches the depthwise convolution {name!r} with a channel multiplier")
-        else:
-            coupling.inputs[name] = coupling.outputs[name]
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Splitmix64: 64 well-mixed bits for each number."""
+    values = values * np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def _assign(coupling: Coupling, index: int, labels: Labels, member: _Member, name: str) -> None:
-    indices, roots = np.array(member.indices), np.array(member.roots)
-    if len(indices) != len(roots) or (len(indices) and indices.max() >= len(labels)):
-        coupling.lock(index, f"its channels can't be followed through {name!r}")
-        return
-    fresh = (np.int64(index) << _SHIFT) | roots
-    taken = (labels[indices] != FIXED) & (labels[indices] != fresh)
-    if taken.any():
-        for other in coupling.owners(labels[indices][taken]):
-            coupling.lock(other, f"shares channels of {name!r} with another group")
-            coupling.lock(index, f"shares channels of {name!r} with another group")
-        return
-    labels[indices] = fresh
+@dataclass
+class _Found:
+    """Classes that appear alike; ``positions`` of their channels in the first producer."""
+
+    locked: str | None
+    members: npt.NDArray[np.int64]
+    positions: int
+    producers: list[str] = field(default_factory=list)
 
 
-def _dimensions(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, _CONVOLUTIONS):
-        return module.in_channels, module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, _NORMS):
-        return module.num_features, module.num_features
-    raise TypeError(type(module).__name__)
+def _found(
+    classes: npt.NDArray[np.int64],
+    fixed: npt.NDArray[np.bool_],
+    reasons: Mapping[int, str],
+    patterns: npt.NDArray[np.uint64],
+    dimensions: Dimensions,
+) -> list[_Found]:
+    """What makes one group each; fixed channels are put together by producer and reason."""
+    found: dict[object, _Found] = {}
+    owner: dict[int, object] = {}
+    for path in dimensions.producers:
+        made = classes[dimensions.outputs[path]]
+        keys: dict[object, list[int]] = {}
+        for each in made[np.sort(np.unique(made, return_index=True)[1])]:
+            key: object = (path, reasons[int(each)]) if fixed[each] else int(patterns[each])
+            keys.setdefault(owner.setdefault(int(each), key), []).append(int(each))
+        for key, mine in keys.items():
+            reason = key[1] if isinstance(key, tuple) else None
+            known = found.setdefault(key, _Found(reason, np.array(mine), int(np.isin(made, mine).sum())))
+            known.producers.append(path)
+    return list(found.values())
+
+
+def _groups(found: Sequence[_Found]) -> list[tuple[Group, npt.NDArray[np.int64]]]:
+    """Every group with its classes in the order of its first producer, and named after it; those of one producer are
+    numbered, the ones that may be narrowed first."""
+    position = {path: index for index, path in enumerate(dict.fromkeys(each.producers[0] for each in found))}
+    groups = []
+    taken: Counter[str] = Counter()
+    for each in sorted(found, key=lambda each: (position[each.producers[0]], each.locked is not None)):
+        first, locked = each.producers[0], each.locked
+        taken[first] += 1
+        name = first if taken[first] == 1 else f"{first}#{taken[first]}"
+        if locked is None and len(each.members) == 1:
+            locked = _TOGETHER if each.positions > 1 else _SINGLE
+        size = len(each.members) if each.locked is None else each.positions
+        groups.append((Group(name, size, tuple(each.producers), locked), each.members))
+    return groups

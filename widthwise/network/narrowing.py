@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from widthwise.luts.errors import InvalidModel, VerificationFailed
-from widthwise.network.groups import FIXED, NARROWABLE, Coupling, Labels, is_depthwise
+from widthwise.network.modules import NARROWABLE, Indices, cut, dimensions
 from widthwise.network.network import Network, trace_runnable
 
 __all__ = [
@@ -26,16 +26,15 @@ __all__ = [
     "Kept",
     "ModuleShape",
     "kept_indices",
+    "largest_difference",
     "leading",
     "narrow",
     "resize",
     "shapes_of",
     "silenced_difference",
+    "silenced_outputs",
     "tensors",
 ]
-
-Indices = npt.NDArray[np.int64]
-"""Places in one dimension of a tensor."""
 
 Kept = Mapping[str, Sequence[int]]
 """Channels each group keeps, ascending; groups not named keep all."""
@@ -72,7 +71,7 @@ def narrow(model: nn.Module, network: Network, kept: Kept, *, share: bool = Fals
     small = _shallow_weights(model)
     for path, module in small.named_modules():
         if path in indices:
-            _cut(module, *indices[path])
+            cut(module, *indices[path])
     return small if share else _with_own_weights(small, model)
 
 
@@ -84,26 +83,12 @@ def kept_indices(network: Network, kept: Kept) -> dict[str, tuple[Indices, Indic
     Raises:
         InvalidModel: as :func:`narrow`.
     """
-    masks, coupling = _masks(network, kept), network.coupling
-    outputs = {path: _keep(coupling, labels, masks) for path, labels in coupling.outputs.items()}
-    return {
-        path: (_keep(coupling, coupling.inputs[path], masks) if path in coupling.inputs else indices, indices)
-        for path, indices in outputs.items()
-    }
+    return network.coupling.indices(_masks(network, kept))
 
 
 def shapes_of(model: nn.Module) -> dict[str, ModuleShape]:
     """(input, output) channels of every narrowable module: what :func:`resize` needs to rebuild the model."""
-    shapes = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[path] = (module.in_features, module.out_features)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            shapes[path] = (module.in_channels, module.out_channels)
-        elif isinstance(module, NARROWABLE):
-            features = int(str(module.num_features))
-            shapes[path] = (features, features)
-    return shapes
+    return {path: dimensions(module) for path, module in model.named_modules() if isinstance(module, NARROWABLE)}
 
 
 def resize(model: nn.Module, shapes: Mapping[str, ModuleShape]) -> nn.Module:
@@ -122,7 +107,7 @@ def resize(model: nn.Module, shapes: Mapping[str, ModuleShape]) -> nn.Module:
                 f"the pruned one {(inputs, outputs)}"
             )
         if (inputs, outputs) != present[path]:
-            _cut(model.get_submodule(path), np.arange(inputs), np.arange(outputs))
+            cut(model.get_submodule(path), np.arange(inputs), np.arange(outputs))
     return model
 
 
@@ -141,8 +126,8 @@ def silenced_difference(
     model.eval()
     small.eval()
     try:
+        expected = silenced_outputs(trace_runnable(model, network), network, kept, example)
         with torch.no_grad():
-            expected = tensors(_Silencing(trace_runnable(model, network), network, kept).run(*example))
             try:
                 got = tensors(small(*example))
             except RuntimeError as error:
@@ -150,6 +135,23 @@ def silenced_difference(
     finally:
         model.train(was_training[0])
         small.train(was_training[1])
+    return largest_difference(expected, got)
+
+
+def silenced_outputs(
+    graph: fx.GraphModule, network: Network, kept: Kept, example: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The outputs of a traced dense model with the removed channels zeroed; see :func:`silenced_difference`."""
+    with torch.no_grad():
+        return tensors(_Silencing(graph, network, kept).run(*example))
+
+
+def largest_difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """Largest difference between outputs, relative to the largest of ``expected``.
+
+    Raises:
+        VerificationFailed: the shapes differ.
+    """
     if [t.shape for t in expected] != [t.shape for t in got]:
         raise VerificationFailed(
             f"the narrow model gives outputs of shape {[tuple(t.shape) for t in got]}, "
@@ -168,7 +170,7 @@ class _Silencing(fx.Interpreter):
         masks = _masks(network, kept)
         self._removed: dict[str, tuple[int, Indices]] = {}
         for name, channels in network.channels.items():
-            keep = _keep(network.coupling, network.coupling.free(channels.labels), masks)
+            keep = network.coupling.stays(network.coupling.free(channels.labels), masks)
             removed = np.setdiff1d(np.arange(len(channels.labels)), keep)
             if len(removed):
                 self._removed[name] = (channels.axis, removed)
@@ -199,60 +201,6 @@ def _masks(network: Network, kept: Kept) -> list[npt.NDArray[np.bool_]]:
         masks[positions[name]][:] = False
         masks[positions[name]][indices] = True
     return masks
-
-
-def _keep(coupling: Coupling, labels: Labels, masks: list[npt.NDArray[np.bool_]]) -> Indices:
-    """Indices of a dimension that stay."""
-    stays = np.ones(len(labels), dtype=bool)
-    for owner in coupling.owners(labels):
-        mine = (labels != FIXED) & (labels >> 32 == owner)
-        stays[mine] = masks[owner][coupling.channel(labels[mine])]
-    return np.flatnonzero(stays)
-
-
-def _cut(module: nn.Module, inputs: Indices, outputs: Indices) -> None:
-    """Keeps these indices of a narrowable module's parameters and says so in its attributes."""
-    if isinstance(module, nn.Linear):
-        _replace(module, "weight", outputs, inputs)
-        _replace(module, "bias", outputs)
-        module.in_features, module.out_features = len(inputs), len(outputs)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        depthwise = is_depthwise(module)
-        _replace(module, "weight", outputs, None if depthwise or module.groups > 1 else inputs)
-        _replace(module, "bias", outputs)
-        module.in_channels, module.out_channels = len(inputs), len(outputs)
-        if depthwise:
-            module.groups = len(inputs)
-    elif isinstance(module, NARROWABLE):
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _replace(module, name, outputs)
-        module.num_features = len(outputs)
-
-
-def _replace(module: nn.Module, name: str, rows: Indices, columns: Indices | None = None) -> None:
-    tensor = getattr(module, name)
-    if tensor is None:
-        return
-    cut = tensor.detach()
-    for axis, indices in enumerate((rows, columns)):
-        if indices is not None and len(indices) < cut.shape[axis]:
-            cut = _select(cut, axis, indices)
-    if cut.shape == tensor.shape:
-        return
-    if cut.untyped_storage().nbytes() > cut.numel() * cut.element_size():  # a view; it would keep what was cut
-        cut = cut.clone(memory_format=torch.contiguous_format)
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
-    else:
-        setattr(module, name, cut)
-
-
-def _select(tensor: torch.Tensor, axis: int, indices: Indices) -> torch.Tensor:
-    """These ascending indices of an axis; leading ones as a view, so that a large weight is copied only once."""
-    count = len(indices)
-    if int(indices[-1]) == count - 1:
-        return tensor.narrow(axis, 0, count)
-    return tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
 
 
 def _shallow_weights(model: nn.Module) -> nn.Module:

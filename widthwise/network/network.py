@@ -17,10 +17,12 @@ from torch import fx, nn
 
 from widthwise.luts.errors import InvalidModel
 from widthwise.luts.spec import LayerSpec
-from widthwise.network.flow import Channels, Flow
-from widthwise.network.groups import Coupling, Group, couple
-from widthwise.network.layers import Layer, macs
+from widthwise.network.groups import Coupling, Group
+from widthwise.network.layers import Layer, layers_of, macs
+from widthwise.network.modules import TRANSPOSED, is_depthwise
+from widthwise.network.moves import Channels
 from widthwise.network.tracing import trace_graph, trace_shapes
+from widthwise.network.trial import followed
 from widthwise.network.widths import Affine, Widths, grid
 
 __all__ = ["Network", "meta_copy", "trace_runnable"]
@@ -79,17 +81,16 @@ class Network:
             graph = trace_shapes(copied, example_meta)
         except Exception as error:  # torch.fx and the model raise what they like
             raise InvalidModel(_untraceable(name, inputs, error)) from error
-        coupling = couple(copied, example_meta)
-        flow = Flow(graph, coupling)
+        coupling, channels = followed(graph)
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-        layers = flow.layers()
+        layers = layers_of(graph, coupling, channels)
         return cls(
             name=name,
             inputs=shapes,
             layers=layers,
             coupling=coupling,
-            channels=flow.channels,
-            tensors=tuple(_tensor_sizes(copied, coupling, flow)),
+            channels=channels,
+            tensors=tuple(_tensor_sizes(copied, coupling)),
             signature=_signature(shapes, layers, coupling),
         )
 
@@ -127,6 +128,22 @@ class Network:
             )
             for group in self.free
         }
+
+    def require_free(self) -> None:
+        """Nothing, where some group may change its width.
+
+        Raises:
+            InvalidModel: none may; says why, and where the model is no CNN what widthwise is for.
+        """
+        if self.free:
+            return
+        what = f"{self.name} has no channels that may be removed"
+        if not any("conv" in layer.geometry.kind for layer in self.layers):
+            raise InvalidModel(
+                f"{what}, and no convolution: widthwise makes convolutional networks (CNNs) faster by removing channels"
+            )
+        reasons = dict.fromkeys(f"{group.name!r}: {group.locked}" for group in self.groups)
+        raise InvalidModel(f"{what} ({'; '.join(list(reasons)[:3])}); a plan needs one group at least that may change")
 
     def require_widths(self, widths: Widths) -> dict[str, int]:
         """The widths completed with the dense ones.
@@ -192,24 +209,35 @@ def _signature(inputs: tuple[tuple[int, ...], ...], layers: Sequence[Layer], cou
     return digest.hexdigest()[:16]
 
 
-def _tensor_sizes(model: nn.Module, coupling: Coupling, flow: Flow) -> list[tuple[Affine, ...]]:
+def _tensor_sizes(model: nn.Module, coupling: Coupling) -> list[tuple[Affine, ...]]:
     sizes = []
-    owners = dict(model.named_modules())
+    modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         shape = [Affine((), size) for size in parameter.shape]
         if path in coupling.outputs and leaf in ("weight", "bias"):
-            shape[0] = flow.affine(coupling.outputs[path])
-            grouped = getattr(owners[path], "groups", 1) > 1
-            if len(shape) > 1 and not grouped:
-                shape[1] = flow.affine(coupling.inputs[path])
+            if leaf == "weight" and len(shape) > 1:
+                shape[:2] = _weight_sizes(modules[path], coupling, path)
+            elif shape[0].constant == len(coupling.outputs[path]):
+                shape[0] = coupling.affine(coupling.outputs[path])
         sizes.append(tuple(shape))
     return sizes
+
+
+def _weight_sizes(module: nn.Module, coupling: Coupling, path: str) -> list[Affine]:
+    rows, columns = coupling.outputs[path], coupling.inputs[path]
+    if isinstance(module, TRANSPOSED):
+        rows, columns = columns, rows
+    groups = int(str(getattr(module, "groups", 1)))
+    if is_depthwise(module):
+        return [coupling.affine(rows), Affine((), len(columns) // groups)]
+    return [coupling.affine(rows), coupling.affine(columns[: len(columns) // groups])]
 
 
 def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], error: Exception) -> str:
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = reason.split(". ")[0].rstrip(".")
     return (
         f"{name} can't be traced on input {shapes}: {reason}. widthwise needs a CNN that runs in eval mode on this "
         "input shape and whose control flow doesn't depend on the data"

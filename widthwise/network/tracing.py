@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from widthwise.luts.spec import Option
-from widthwise.network.groups import NARROWABLE, is_depthwise
+from widthwise.network.modules import NARROWABLE, is_depthwise
 
 __all__ = [
     "RESHAPES",
@@ -97,8 +98,10 @@ def owner_path(node: fx.Node) -> str:
 
 def options_of(node: fx.Node, module: nn.Module | None) -> list[tuple[str, Option]]:
     """What else decides an operation, without its channel counts."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, _ConvNd):
+        transposed = [("output_padding", tuple(module.output_padding))] if isinstance(module, _ConvTransposeNd) else []
         return [
+            *transposed,
             ("kernel", tuple(module.kernel_size)),
             ("stride", tuple(module.stride)),
             ("padding", module.padding if isinstance(module.padding, str) else tuple(module.padding)),
@@ -108,7 +111,9 @@ def options_of(node: fx.Node, module: nn.Module | None) -> list[tuple[str, Optio
         ]
     if isinstance(module, nn.Linear):
         return [("bias", module.bias is not None)]
-    if isinstance(module, NARROWABLE):
+    if isinstance(module, nn.GroupNorm):
+        return [("channels_per_group", module.num_channels // module.num_groups)]
+    if isinstance(module, NARROWABLE) and not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         return []
     if module is not None:
         return [("args", module.extra_repr())] if module.extra_repr() else []

@@ -26,6 +26,7 @@ from torch.nn import functional
 from widthwise.luts.errors import BadInput
 from widthwise.network.groups import FIXED
 from widthwise.network.members import Member, norms_of, producers_of
+from widthwise.network.modules import filters_of
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 
@@ -90,9 +91,7 @@ def _filter_scores(model: nn.Module, network: Network, measure: Callable[[torch.
         if group.locked is not None:
             continue
         for path in group.producers:
-            weight = model.get_submodule(path).weight
-            assert isinstance(weight, torch.Tensor)
-            norms = measure(weight.detach().flatten(1)).double().cpu().numpy()
+            norms = measure(filters_of(model.get_submodule(path))).double().cpu().numpy()
             labels = coupling.outputs[path]
             mine = (labels != FIXED) & (labels >> 32 == index)
             relative = norms[mine] / max(float(norms[mine].mean()), 1e-30)
@@ -253,7 +252,7 @@ def taylor(
     return importance_of("taylor", scores, network)
 
 
-_Part = tuple[nn.Parameter, Member]
+_Part = tuple[nn.Module, nn.Parameter, Member]
 
 
 def _summed_over(model: nn.Module, network: Network, group: str) -> list[_Part]:
@@ -263,17 +262,18 @@ def _summed_over(model: nn.Module, network: Network, group: str) -> list[_Part]:
     parts = []
     for member in norms or producers_of(network, group):
         for name in names:
-            parameter = getattr(model.get_submodule(member.path), name)
+            module = model.get_submodule(member.path)
+            parameter = getattr(module, name)
             if parameter is not None:
-                parts.append((parameter, member))
+                parts.append((module, parameter, member))
     return parts
 
 
 def _signed(parts: Sequence[_Part], size: int) -> npt.NDArray[np.float64]:
     sums = np.zeros(size)
-    for parameter, member in parts:
+    for module, parameter, member in parts:
         if parameter.grad is not None:
-            product = (parameter.detach() * parameter.grad).flatten(1) if parameter.ndim > 1 else None
-            each = product.sum(1) if product is not None else parameter.detach() * parameter.grad
+            product = parameter.detach() * parameter.grad
+            each = filters_of(module, product).sum(1) if product.ndim > 1 else product
             np.add.at(sums, member.channels.numpy(), each.double().cpu().numpy()[member.positions.numpy()])
     return sums

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from widthwise.luts.errors import InvalidModel
-from widthwise.network.groups import NARROWABLE, is_depthwise
+from widthwise.network.modules import NARROWABLE, cuts, dimensions, sizes
 from widthwise.network.narrowing import Indices, kept_indices, narrow
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
@@ -250,16 +251,14 @@ class PruningNet(nn.Module):
         cropped = {}
         for path, (inputs, outputs) in indices.items():
             module = self.body.get_submodule(path)
-            one_column = isinstance(module, _NORMS) or getattr(module, "groups", 1) > 1
             own = {**module._parameters, **module._buffers}
             if path in weights:
                 own["weight"] = weights[path]
-            for name in ("weight", "bias", "running_mean", "running_var"):
+            for name, axes in cuts(module, inputs, outputs).items():
                 tensor = own.get(name)
                 if tensor is None:
                     continue
-                columns = None if one_column or name != "weight" else inputs
-                part = _crop(tensor, outputs, columns)
+                part = _crop(tensor, *axes)
                 if part is not tensor or path in weights:
                     cropped[f"{path}.{name}"] = part
         return cropped
@@ -286,16 +285,21 @@ def _crop(tensor: Tensor, *axes: Indices | None) -> Tensor:
 
 @contextmanager
 def _grouped(body: nn.Module, indices: Mapping[str, tuple[Indices, Indices]]) -> Iterator[None]:
-    """Depthwise convolutions with as many groups as they have channels left; afterwards as they were."""
-    found = [(path, module) for path in indices if is_depthwise(module := body.get_submodule(path))]
-    dense = [(module, module.groups) for _, module in found]
+    """Modules that say how many channels and groups they have left; afterwards as they were."""
+    modules = {path: body.get_submodule(path) for path in indices}
+    dense = {path: sizes(module, *map(np.arange, dimensions(module))) for path, module in modules.items()}
     try:
-        for path, module in found:
-            module.groups = len(indices[path][0])  # type: ignore[assignment]
+        for path, module in modules.items():
+            _set(module, sizes(module, *indices[path]))
         yield
     finally:
-        for module, groups in dense:
-            module.groups = groups
+        for path, module in modules.items():
+            _set(module, dense[path])
+
+
+def _set(module: nn.Module, attributes: Mapping[str, int]) -> None:
+    for name, value in attributes.items():
+        setattr(module, name, value)
 
 
 def restart(model: nn.Module) -> None:
