@@ -108,7 +108,11 @@ def make(name: str) -> nn.Module:
 
 def plan_for(model: nn.Module, widths: dict[str, int] | None = None, *, share: float = 0.5) -> Plan:
     """A plan for these widths, by default a share of every group; its latencies mean nothing."""
-    network = Network.trace(model, EXAMPLE, name="tests")
+    return plan_of(Network.trace(model, EXAMPLE, name="tests"), model, widths, share=share)
+
+
+def plan_of(network: Network, model: nn.Module, widths: dict[str, int] | None = None, *, share: float = 0.5) -> Plan:
+    """The same for a network that is traced already."""
     importance = score(model, network)
     chosen = network.dense | (widths or {group: max(1, round(share * size)) for group, size in network.dense.items()})
     return Plan(
@@ -117,7 +121,7 @@ def plan_for(model: nn.Module, widths: dict[str, int] | None = None, *, share: f
         model="tests",
         signature=network.signature,
         weights=weights_fingerprint(model),
-        inputs=[list(EXAMPLE.shape)],
+        inputs=[list(shape) for shape in network.inputs],
         dense_ms=2.0,
         budget_ms=1.0,
         predicted_ms=1.0,

@@ -18,6 +18,7 @@ __all__ = [
     "cuts",
     "dimensions",
     "filters_of",
+    "first_places",
     "is_depthwise",
     "sizes",
 ]
@@ -88,6 +89,23 @@ def cut(module: nn.Module, inputs: Indices, outputs: Indices) -> None:
         _replace(module, name, rows, columns)
     for name, size in sizes(module, inputs, outputs).items():
         setattr(module, name, size)
+
+
+def first_places(module: nn.Module, inputs: int, outputs: int) -> tuple[Indices, Indices]:
+    """The first so many indices of a module's dimensions; of a grouped convolution the first of each of its groups.
+
+    Raises:
+        ValueError: a grouped convolution can't have so many.
+    """
+    sizes = dimensions(module)
+    parts = module.groups if isinstance(module, _ConvNd) and not is_depthwise(module) else 1
+    if inputs % parts or outputs % parts:
+        raise ValueError(f"{parts} convolution groups can't share {inputs} and {outputs} channels evenly")
+    first, second = (
+        np.concatenate([np.arange(count // parts) + part * (size // parts) for part in range(parts)])
+        for count, size in zip((inputs, outputs), sizes, strict=True)
+    )
+    return first, second
 
 
 def cuts(module: nn.Module, inputs: Indices, outputs: Indices) -> dict[str, tuple[Indices, Indices | None]]:

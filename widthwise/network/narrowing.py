@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from widthwise.luts.errors import InvalidModel, VerificationFailed
-from widthwise.network.modules import NARROWABLE, Indices, cut, dimensions
+from widthwise.network.modules import NARROWABLE, Indices, cut, dimensions, first_places
 from widthwise.network.network import Network, trace_runnable
 
 __all__ = [
@@ -107,7 +107,11 @@ def resize(model: nn.Module, shapes: Mapping[str, ModuleShape]) -> nn.Module:
                 f"the pruned one {(inputs, outputs)}"
             )
         if (inputs, outputs) != present[path]:
-            cut(model.get_submodule(path), np.arange(inputs), np.arange(outputs))
+            module = model.get_submodule(path)
+            try:
+                cut(module, *first_places(module, inputs, outputs))
+            except ValueError as error:
+                raise InvalidModel(f"this model is another architecture: of {path!r}, {error}") from error
     return model
 
 
