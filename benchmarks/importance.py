@@ -26,9 +26,10 @@ from widthwise.network.loading import load_weights
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.planner.allocation import allocate
-from widthwise.planner.importance import CRITERIA, Importance, score, taylor
+from widthwise.planner.importance import CRITERIA, Importance, score
 from widthwise.planner.plan import Budget
 from widthwise.planner.predictor import LatencyPredictor
+from widthwise.planner.responses import activation, taylor
 from widthwise.planner.sensitivity import sensitivity
 from widthwise.pruning.evaluation import evaluate, recalibrate
 from widthwise.pruning.holdout import hold_out
@@ -47,6 +48,7 @@ def importances(model: nn.Module, network: Network, data: Any) -> dict[str, Call
         name: lambda name=name: score(model, network, name)  # type: ignore[misc]
         for name in CRITERIA
     }
+    found["activation"] = lambda: activation(model, network, islice(data.train, 20))
     found["taylor"] = lambda: taylor(model, network, islice(data.train, 20))
     found["sensitivity"] = lambda: measured_sensitivity(model, network, data)
     found["random"] = lambda: score(model, network, random_scores)

@@ -129,7 +129,7 @@ def plan(
     Args:
         budget: ``"20ms"``, ``"60%"`` of the dense latency, or milliseconds; or give ``budget_ms``; or ``keep``.
         importance: a criterion by name, a function of network and group, or one made of data by
-            :func:`widthwise.planner.importance.taylor`.
+            :func:`widthwise.planner.responses.taylor`.
         name: what to call the model in the plan, so that it can be rebuilt by name.
         keep: the share of importance to retain at the least latency, ``0.9`` or ``"90%"``, instead of a budget.
         most: further limits: ``parameters``, ``macs``, and in bytes ``weight_memory`` and ``activation_memory`` (what

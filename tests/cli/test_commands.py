@@ -112,10 +112,10 @@ def test_apply_with_data_reports_accuracy(place: Path, model: str, tmp_path: Pat
     assert 0 <= made["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("importance", ["taylor", "sensitivity"])
+@pytest.mark.parametrize("importance", ["activation", "taylor", "sensitivity"])
 def test_importance_from_data(place: Path, model: str, tmp_path: Path, importance: str) -> None:
     arguments = ("plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "50%", "--importance", importance)
-    assert "taylor or sensitivity and --data go together" in refused(*arguments)
+    assert "activation or taylor or sensitivity and --data go together" in refused(*arguments)
     answer(*arguments, "--data", "digits", "-o", tmp_path / "own.json")
     plan = ww.Plan.read(tmp_path / "own.json")
     assert plan.criterion == importance and plan.predicted_ms <= plan.budget_ms

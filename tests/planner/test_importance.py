@@ -11,7 +11,8 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.network import Network
-from widthwise.planner.importance import CRITERIA, Importance, fpgm_scores, gamma_scores, l1_scores, score, taylor
+from widthwise.planner.importance import CRITERIA, Importance, fpgm_scores, gamma_scores, l1_scores, score
+from widthwise.planner.responses import activation, taylor
 
 
 def test_l1_by_hand() -> None:
@@ -121,6 +122,25 @@ def test_taylor_averages_batches_and_skips_broken_ones() -> None:
     assert at(first, broken) == pytest.approx(at(first))
     with pytest.raises(BadInput, match="taylor needs batches of images and labels with finite gradients"):
         at(broken)
+
+
+def test_activation_is_what_readers_hear() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(8, 5)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -50.0, 3.0]).view(3, 1, 1, 1))
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).view(2, 3, 1, 1))
+        model[2].bias.zero_()
+    network = Network.trace(model, torch.zeros(1, 1, 2, 2).double())
+    images = [torch.arange(1.0, 5.0).view(1, 1, 2, 2).double(), torch.full((1, 1, 2, 2), 7.5).double()]
+    found = activation(model, network, [(image, torch.zeros(1, dtype=torch.long)) for image in images])
+    assert found.scores["0"].tolist() == pytest.approx([0.75, 0.0, 2.25], abs=1e-9), "the second never passes its ReLU"
+    assert (found.scores["0"] > 0).all()
+    # behind the flattening a channel is read at four places; the mean over places times their number
+    assert found.scores["2"].tolist() == pytest.approx([4 * 0.5, 4 * 1.5])
+    assert found.criterion == "activation"
+    with pytest.raises(BadInput, match="activation needs batches"):
+        activation(model, network, [])
 
 
 def test_a_function_of_network_and_group() -> None:

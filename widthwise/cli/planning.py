@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["frontier", "plan", "predict", "solve"]
 
-_FROM_DATA = ("taylor", "sensitivity")
+_FROM_DATA = ("activation", "taylor", "sensitivity")
 _BATCHES = 20
 _ASKED = ("objective", "keep", "confidence", "limits", "bounds", "further", "binding")
 """Keys of `plan --json` that are there where something else than a budget was asked for."""
@@ -105,9 +105,12 @@ def plan(
     lut: LutPath,
     budget: Annotated[str | None, typer.Option("--budget", help="20ms, or 60% of the dense latency.")] = None,
     importance: Annotated[
-        str, typer.Option("--importance", help="l1, l2, fpgm, gamma, std, mean; taylor, sensitivity with --data.")
+        str,
+        typer.Option(
+            "--importance", help="l1, l2, fpgm, gamma, std, mean; activation, taylor, sensitivity with --data."
+        ),
     ] = "l1",
-    data: Annotated[str | None, typer.Option("--data", help="For taylor and sensitivity: digits, …")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="For what needs images: digits, …")] = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
     time_limit: Annotated[float, typer.Option("--time-limit", help="Seconds for the solver.")] = 60.0,
@@ -148,7 +151,7 @@ def plan(
     )
     if (importance in _FROM_DATA) != (data is not None):
         raise BadInput(
-            f"--importance {' or '.join(_FROM_DATA)} and --data go together: they ask how the loss on images changes"
+            f"--importance {' or '.join(_FROM_DATA)} and --data go together: they ask what channels do on images"
         )
     if verify is not None and verify < 0:
         raise BadInput(f"--verify takes a number of further plans, at least 0, got {verify}")
@@ -262,7 +265,7 @@ def _from_data(
 ) -> Importance:
     from itertools import islice
 
-    from widthwise.planner.importance import taylor
+    from widthwise.planner.responses import activation, taylor
     from widthwise.planner.sensitivity import sensitivity
     from widthwise.pruning.data import load_data
     from widthwise.pruning.evaluation import evaluate, recalibrate
@@ -270,8 +273,9 @@ def _from_data(
 
     shape = network.inputs[0]
     loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
-    if importance == "taylor":
-        return taylor(model, network, islice(loaded.train, _BATCHES))
+    if importance != "sensitivity":
+        measure = {"activation": activation, "taylor": taylor}[importance]
+        return measure(model, network, islice(loaded.train, _BATCHES))
     train, held = hold_out(loaded.train)
 
     def loss_of(small: nn.Module) -> float:

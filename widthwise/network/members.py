@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from widthwise.network.groups import FIXED
+from widthwise.network.groups import FIXED, Labels
 from widthwise.network.network import Network, trace_runnable
 
-__all__ = ["Member", "norm_after", "norms_of", "producers_of"]
+__all__ = ["Member", "norm_after", "norms_of", "producers_of", "readers_of"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -22,7 +22,7 @@ class Member:
 
     Args:
         path: of the module.
-        positions: indices in its output dimension.
+        positions: indices in its output dimension, or in its input dimension where it reads the group.
         channels: for each position, the channel of the group it is.
     """
 
@@ -39,6 +39,20 @@ def producers_of(network: Network, group: str) -> list[Member]:
     """The convolutions and linear layers whose filters make a group's channels."""
     index = _index(network, group)
     members = (_member(network, path, index) for path in network.groups[index].producers)
+    return [member for member in members if member is not None]
+
+
+def readers_of(network: Network, group: str) -> list[Member]:
+    """The convolutions and linear layers whose filters take a group's channels in; positions are those of their input.
+
+    Depthwise convolutions, which pass each channel on, are not among them.
+    """
+    index, coupling = _index(network, group), network.coupling
+    members = (
+        _among(network, path, labels, index)
+        for path, labels in coupling.inputs.items()
+        if labels is not coupling.outputs[path]
+    )
     return [member for member in members if member is not None]
 
 
@@ -80,7 +94,10 @@ def _index(network: Network, group: str) -> int:
 
 
 def _member(network: Network, path: str, index: int) -> Member | None:
-    labels = network.coupling.outputs[path]
+    return _among(network, path, network.coupling.outputs[path], index)
+
+
+def _among(network: Network, path: str, labels: Labels, index: int) -> Member | None:
     positions = np.flatnonzero((labels != FIXED) & (labels >> 32 == index))
     if not len(positions):
         return None

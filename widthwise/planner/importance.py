@@ -12,25 +12,23 @@ emptied because others are full.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.groups import FIXED
-from widthwise.network.members import Member, norms_of, producers_of
+from widthwise.network.members import norms_of
 from widthwise.network.modules import filters_of
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 
-__all__ = ["CRITERIA", "Criterion", "Importance", "from_weights", "importance_of", "l1_scores", "score", "taylor"]
+__all__ = ["CRITERIA", "Criterion", "Importance", "from_weights", "importance_of", "l1_scores", "score"]
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Group → one non-negative score per channel."""
@@ -206,74 +204,3 @@ def importance_of(criterion: str, scores: Scores, network: Network) -> Importanc
                 "negative"
             )
     return Importance(criterion, scores, {group.name: max(1, len(group.producers)) for group in network.free})
-
-
-def taylor(
-    model: nn.Module,
-    network: Network,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy,
-) -> Importance:
-    """How much the loss would change without a channel, to first order: ``|Σ γ·∂L/∂γ + β·∂L/∂β|`` over a group's norms,
-    or ``|Σ w·∂L/∂w|`` over its filters where it has none; averaged over the batches.
-
-    The members of a group are summed with their signs before the absolute value is taken: they go together. Batches
-    whose gradients aren't finite are skipped. The model is in eval mode meanwhile and stays as it is.
-
-    Args:
-        batches: images and labels; some ten are enough.
-        loss: of the model's output and the labels.
-
-    Source: Shen et al., HALP, NeurIPS 2022 (2110.10811); Molchanov et al., CVPR 2019 (1906.10771).
-
-    Raises:
-        BadInput: no batches, or none with finite gradients.
-
-    Example:
-        >>> importance = taylor(model, network, islice(loader, 10))  # doctest: +SKIP
-    """
-    copied = copy.deepcopy(model).eval().requires_grad_(True)
-    members = {group.name: _summed_over(copied, network, group.name) for group in network.free}
-    total = {group.name: np.zeros(group.size) for group in network.free}
-    used = 0
-    for images, labels in batches:
-        copied.zero_grad()
-        device = next(copied.parameters()).device
-        loss(copied(images.to(device)), labels.to(device)).backward()  # type: ignore[no-untyped-call]
-        found = {group: _signed(parts, network.dense[group]) for group, parts in members.items()}
-        if all(np.isfinite(values).all() for values in found.values()):
-            used += 1
-            for group, values in found.items():
-                total[group] += np.abs(values)
-    if not used:
-        raise BadInput("taylor needs batches of images and labels with finite gradients; it got none")
-    # A channel the loss doesn't feel at all still counts for something, so that no group can be emptied for nothing.
-    scores = {group: values / used + 1e-12 for group, values in total.items()}
-    return importance_of("taylor", scores, network)
-
-
-_Part = tuple[nn.Module, nn.Parameter, Member]
-
-
-def _summed_over(model: nn.Module, network: Network, group: str) -> list[_Part]:
-    """The parameters whose products with their gradients make a group's score."""
-    norms = norms_of(model, network, group)
-    names = ("weight", "bias") if norms else ("weight",)
-    parts = []
-    for member in norms or producers_of(network, group):
-        for name in names:
-            module = model.get_submodule(member.path)
-            parameter = getattr(module, name)
-            if parameter is not None:
-                parts.append((module, parameter, member))
-    return parts
-
-
-def _signed(parts: Sequence[_Part], size: int) -> npt.NDArray[np.float64]:
-    sums = np.zeros(size)
-    for module, parameter, member in parts:
-        if parameter.grad is not None:
-            product = parameter.detach() * parameter.grad
-            each = filters_of(module, product).sum(1) if product.ndim > 1 else product
-            np.add.at(sums, member.channels.numpy(), each.double().cpu().numpy()[member.positions.numpy()])
-    return sums
