@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from benchmarks.executors.jobs import data_for
 from benchmarks.executors.setup import TASKS, uniform_widths
 from benchmarks.machine import caption, keep
-from widthwise.network.loading import load_weights
 from widthwise.network.members import norms_of
 from widthwise.network.narrowing import Kept, narrow
 from widthwise.network.network import Network
+from widthwise.network.weights import load_weights
 from widthwise.planner.importance import score
 from widthwise.pruning.constants import fold_constants
 from widthwise.pruning.data import Data

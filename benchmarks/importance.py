@@ -22,9 +22,9 @@ from benchmarks.executors.setup import TASKS
 from benchmarks.machine import caption, keep
 from widthwise.luts.errors import InfeasibleBudget
 from widthwise.luts.store import Lut
-from widthwise.network.loading import load_weights
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
+from widthwise.network.weights import load_weights
 from widthwise.planner.allocation import allocate
 from widthwise.planner.importance import CRITERIA, Importance, score
 from widthwise.planner.plan import Budget

@@ -13,8 +13,10 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput, InvalidTable
 from widthwise.luts.store import Lut
-from widthwise.network.loading import is_trusted, load_model, weights_fingerprint
+from widthwise.network.factories import is_trusted
+from widthwise.network.loading import load_model
 from widthwise.network.network import Network
+from widthwise.network.weights import weights_fingerprint
 from widthwise.planner import verification
 from widthwise.planner.allocation import allocate
 from widthwise.planner.closed_loop import best_of, close_loop

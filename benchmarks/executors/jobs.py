@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.executors.peers import PEERS, prune_with
 from benchmarks.executors.setup import HERE, TASKS, WORK, Task, write
-from widthwise.network.loading import load_weights
 from widthwise.network.network import Network
+from widthwise.network.weights import load_weights
 from widthwise.planner.plan import Plan
 from widthwise.pruning.data import Data, load_data
 from widthwise.pruning.evolution import SearchSettings

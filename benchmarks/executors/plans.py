@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from widthwise import __version__
-from widthwise.network.loading import weights_fingerprint
 from widthwise.network.network import Network
+from widthwise.network.weights import weights_fingerprint
 from widthwise.planner.importance import score
 from widthwise.planner.plan import Certificate, Plan, TableReference
 

@@ -80,8 +80,8 @@ def prepare(task: Task, time_s: float) -> dict[str, Any]:
     """Profiles, plans what has no plan yet, and finds for each the uniform width that is measured as fast."""
     import widthwise as ww
     from widthwise.luts.errors import InfeasibleBudget
-    from widthwise.network.loading import load_weights
     from widthwise.network.network import Network
+    from widthwise.network.weights import load_weights
 
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from widthwise.luts.errors import InvalidModel
-from widthwise.network.loading import ModelName, is_trusted, load_model, read_weights, weights_fingerprint
+from widthwise.network.factories import ModelName, is_trusted
+from widthwise.network.loading import load_model
+from widthwise.network.weights import read_weights, weights_fingerprint
 
 FACTORY = """
 import torch.nn as nn

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from tests.conftest import randomised
-from widthwise.network.loading import weights_fingerprint
 from widthwise.network.network import Network
+from widthwise.network.weights import weights_fingerprint
 from widthwise.planner.importance import score
 from widthwise.planner.plan import Certificate, Plan, TableReference
 

@@ -123,7 +123,7 @@ def verify(
     Example: widthwise verify plan.json --lut device.lut --replan 2 -o better.json
     """
     from widthwise.luts.errors import BadInput
-    from widthwise.network.loading import is_trusted
+    from widthwise.network.factories import is_trusted
 
     if replan < 0 or (replan and output is None):
         raise BadInput("--replan takes a number of new plans, at least 0, and needs -o for the best of them")

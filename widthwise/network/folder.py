@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from widthwise.luts.errors import InvalidModel
-from widthwise.network.loading import is_trusted, load_model, load_weights, own_file
+from widthwise.network.factories import build_model, is_trusted
 from widthwise.network.narrowing import resize
 from widthwise.network.portable import GraphData, from_data
+from widthwise.network.weights import load_weights
 
-__all__ = ["ARCHITECTURE", "PLAN", "WEIGHTS", "Architecture", "load", "read_architecture", "rebuilt"]
+__all__ = ["ARCHITECTURE", "PLAN", "WEIGHTS", "Architecture", "load", "own_file", "read_architecture", "rebuilt"]
 
 WEIGHTS, PLAN, ARCHITECTURE = "model.safetensors", "plan.json", "architecture.json"
 SCHEMA_VERSION = 2
@@ -81,10 +82,10 @@ def load(folder: str | Path, model: str | Callable[[], nn.Module] | None = None)
     architecture = read_architecture(folder)
     weights = own_file(folder, WEIGHTS)
     if model is not None:
-        return _from_factory(architecture, load_model(model) if isinstance(model, str) else _made_by(model), weights)
+        return _from_factory(architecture, build_model(model) if isinstance(model, str) else _made_by(model), weights)
     if is_trusted(architecture.model):
         try:
-            dense = load_model(architecture.model, options=architecture.options)
+            dense = build_model(architecture.model, options=architecture.options)
             return _from_factory(architecture, dense, weights)
         except InvalidModel as error:
             if architecture.graph is None:
@@ -149,6 +150,18 @@ def read_architecture(folder: str | Path) -> Architecture:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"][:4])[:120] or "all of it"
         raise InvalidModel(f"{path} is corrupt: {where}: {first['msg']}") from error
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file in a folder from elsewhere.
+
+    Raises:
+        InvalidModel: it is a link out of the folder.
+    """
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidModel(f"{path} is a link out of its folder; put the file itself there, if you trust it")
+    return path
 
 
 def _made_by(factory: Callable[[], nn.Module]) -> nn.Module:

@@ -1,74 +1,36 @@
-"""Models by name, weights without pickle.
+"""A ``MODEL`` as users write it.
 
-``MODEL`` is ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory``, ``package.module:factory`` or the folder
-of a pruned model (``FOLDER@MODEL`` where that needs its factory).
-Models are built in eval mode with random weights from a fixed seed: nothing is ever downloaded.
+``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory``, ``package.module:factory``, or the folder of a pruned
+model (``FOLDER@MODEL`` where that needs its factory).
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import sys
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import torch
 from torch import nn
 
-from widthwise.luts.errors import InvalidModel
+from widthwise.network.factories import build_model
+from widthwise.network.folder import load
+from widthwise.network.weights import load_weights
 
-__all__ = [
-    "ModelName",
-    "folder_in",
-    "is_trusted",
-    "load_model",
-    "load_weights",
-    "own_file",
-    "read_weights",
-    "weights_fingerprint",
-]
-
-_FORMS = "torchvision:resnet18, timm:NAME, path/to/file.py:factory, package.module:factory or a folder made by apply"
-_TRUSTED = ("torchvision", "timm")
+__all__ = ["folder_in", "load_model"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelName:
-    """A parsed ``MODEL``.
+def load_model(text: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
+    """The model in eval mode, with these weights or with its own: a folder's, or random ones from the seed.
 
-    Example:
-        >>> ModelName.parse("nets/mine.py:small").origin
-        'nets/mine.py'
+    Raises:
+        InvalidModel: no such model, the factory fails, or the weights don't fit.
     """
-
-    origin: str
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> ModelName:
-        """Splits at the last colon.
-
-        Raises:
-            InvalidModel: the text has another form.
-        """
-        origin, colon, name = text.rpartition(":")
-        if not (colon and origin and name):
-            raise InvalidModel(f"{text!r} names no model; give one as {_FORMS}")
-        return cls(origin, name)
-
-    def __str__(self) -> str:
-        return f"{self.origin}:{self.name}"
-
-
-def is_trusted(text: str) -> bool:
-    """Whether a stored name may be rebuilt without the caller naming it again: library architectures only."""
-    return text.partition(":")[0] in _TRUSTED
+    if folder_in(text) is None:
+        model = build_model(text, seed=seed)
+    else:
+        folder, _, factory = text.partition("@")
+        model = load(folder, factory or None)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
 
 
 def folder_in(text: str) -> Path | None:
@@ -80,203 +42,3 @@ def folder_in(text: str) -> Path | None:
     """
     folder = Path(text.partition("@")[0])
     return folder if folder.is_dir() else None
-
-
-def own_file(folder: Path, name: str) -> Path:
-    """The path of a file in a folder from elsewhere.
-
-    Raises:
-        InvalidModel: it is a link out of the folder.
-    """
-    path = folder / name
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidModel(f"{path} is a link out of its folder; put the file itself there, if you trust it")
-    return path
-
-
-def load_model(
-    text: str, weights: str | Path | None = None, *, seed: int = 0, options: Mapping[str, int] | None = None
-) -> nn.Module:
-    """The model in eval mode, with these weights or with random ones from the seed.
-
-    Auxiliary training heads of torchvision's GoogLeNet and Inception are removed after loading: inference
-    never runs them.
-
-    Args:
-        options: for the factories of torchvision and timm, such as ``num_classes``.
-
-    Raises:
-        InvalidModel: no such model, the factory fails, or the weights don't fit.
-    """
-    if folder_in(text) is not None:
-        from widthwise.network.folder import load
-
-        folder, _, factory = text.partition("@")
-        model = load(folder, factory or None)
-        if weights is not None:
-            load_weights(model, weights)
-        return model
-    parsed = ModelName.parse(text)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        model = _build(parsed, options or {})
-    if weights is not None:
-        load_weights(model, weights)
-    return _without_auxiliary_heads(model).eval()
-
-
-def load_weights(model: nn.Module, path: str | Path, *, assign: bool = False) -> None:
-    """Loads a state dict into the model, strictly.
-
-    Args:
-        assign: take the file's tensors for parameters instead of filling those there are: for the meta device.
-
-    Raises:
-        InvalidModel: the file is missing, unreadable, pickled code, or of another model.
-    """
-    state = read_weights(path)
-    own = model.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in own]
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    for names, what in ((missing, "lacks"), (unknown, "has an unknown"), (wrong, "has another shape for")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InvalidModel(f"{path} doesn't fit {type(model).__name__}: it {what} {names[0]!r}{more}")
-    if assign:  # what is mapped from a file may lie at odd addresses, where some kernels round otherwise
-        state = {name: tensor.clone() for name, tensor in state.items()}
-    model.load_state_dict(state, strict=False, assign=assign)
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """A state dict from ``.safetensors``, or from ``.pt``/``.pth`` with ``weights_only=True``; never unpickles code.
-
-    Raises:
-        InvalidModel: the file is missing, unreadable or holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InvalidModel(f"no weight file {path}; give a .safetensors, .pt or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise many types on hostile files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidModel(
-            f"{path} can't be read as weights ({reason[:160]}); save a plain state dict, "
-            "best as .safetensors (files that need unpickling are refused)"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InvalidModel(f"{path} holds no state dict (names → tensors); save model.state_dict()")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of all parameters and buffers: tells whether a plan was made for these weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _build(parsed: ModelName, options: Mapping[str, int]) -> nn.Module:
-    if parsed.origin == "torchvision":
-        return _call(_torchvision(parsed.name, options), parsed)
-    if parsed.origin == "timm":
-        return _call(_timm(parsed.name, options), parsed)
-    module = _import(parsed)
-    factory = getattr(module, parsed.name, None)
-    if not callable(factory):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise InvalidModel(f"{parsed.origin} has no factory {parsed.name!r}; it has {', '.join(known[:8]) or 'none'}")
-    return _call(factory, parsed)
-
-
-def _call(factory: Callable[[], Any], parsed: ModelName) -> nn.Module:
-    try:
-        model = factory()
-    except InvalidModel:
-        raise
-    except Exception as error:  # user code
-        raise InvalidModel(
-            f"{parsed} failed to build: {type(error).__name__}: {error}; the factory must take no arguments"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise InvalidModel(f"{parsed} gave a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _torchvision(name: str, more: Mapping[str, int]) -> Callable[[], nn.Module]:
-    from torchvision import models
-
-    known = models.list_models()
-    if name not in known:
-        raise InvalidModel(f"torchvision has no model {name!r}{_nearest(name, known)}")
-    options: dict[str, Any] = {"weights": None, **more}
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # their initialisation takes seconds and is only for training
-    if name.startswith(("fcn", "deeplab", "lraspp", "fasterrcnn", "retinanet", "ssd", "maskrcnn", "keypointrcnn")):
-        options["weights_backbone"] = None
-    return lambda: models.get_model(name, **options)
-
-
-def _timm(name: str, options: Mapping[str, Any]) -> Callable[[], nn.Module]:
-    try:
-        import timm
-    except ImportError as error:
-        raise InvalidModel("timm is not installed; pip install 'widthwise[timm]'") from error
-    known = timm.list_models()
-    if name.split(".")[0] not in known:
-        raise InvalidModel(f"timm has no model {name!r}{_nearest(name, known)}")
-    return lambda: timm.create_model(name, pretrained=False, **options)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _import(parsed: ModelName) -> ModuleType:
-    if not parsed.origin.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
-            return importlib.import_module(parsed.origin)
-        except ModuleNotFoundError as error:
-            raise InvalidModel(f"no module {parsed.origin!r}; give the model as {_FORMS}") from error
-        except Exception as error:  # user code
-            raise InvalidModel(f"{parsed.origin} fails to import: {type(error).__name__}: {error}") from error
-        finally:
-            sys.path.remove("")
-    path = Path(parsed.origin)
-    if not path.is_file():
-        raise InvalidModel(f"no file {path}; give the model as {_FORMS}")
-    name = f"widthwise_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # user code
-        raise InvalidModel(f"{path} fails to run: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _without_auxiliary_heads(model: nn.Module) -> nn.Module:
-    if type(model).__module__ in ("torchvision.models.googlenet", "torchvision.models.inception"):
-        untyped: Any = model
-        untyped.aux_logits = False
-        for name in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(untyped, name):
-                setattr(untyped, name, None)
-    return model

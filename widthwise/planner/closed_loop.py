@@ -17,9 +17,9 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput, InfeasibleBudget
 from widthwise.luts.store import Lut
-from widthwise.network.loading import weights_fingerprint
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
+from widthwise.network.weights import weights_fingerprint
 from widthwise.planner.allocation import allocate
 from widthwise.planner.demands import Demands
 from widthwise.planner.importance import Importance, score

@@ -283,8 +283,8 @@ def parent_of(model: str) -> ParentPlan | None:
     Raises:
         InvalidPlan: the folder's plan is missing or corrupt.
     """
-    from widthwise.network.folder import PLAN
-    from widthwise.network.loading import folder_in, own_file
+    from widthwise.network.folder import PLAN, own_file
+    from widthwise.network.loading import folder_in
 
     folder = folder_in(model)
     if folder is None or not (folder / PLAN).is_file():

@@ -15,8 +15,18 @@ import torch
 from torch import nn
 
 from widthwise.luts.errors import BadInput, InvalidModel
-from widthwise.network.folder import ARCHITECTURE, PLAN, WEIGHTS, Architecture, load, read_architecture, rebuilt
-from widthwise.network.loading import folder_in, is_trusted, load_model, own_file
+from widthwise.network.factories import is_trusted
+from widthwise.network.folder import (
+    ARCHITECTURE,
+    PLAN,
+    WEIGHTS,
+    Architecture,
+    load,
+    own_file,
+    read_architecture,
+    rebuilt,
+)
+from widthwise.network.loading import folder_in, load_model
 from widthwise.network.narrowing import ModuleShape, shapes_of
 from widthwise.network.portable import GraphData, NotPortable, as_data
 from widthwise.planner.plan import Plan

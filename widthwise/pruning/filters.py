@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from widthwise.luts.errors import BadInput, VerificationFailed
-from widthwise.network.loading import weights_fingerprint
 from widthwise.network.members import Member, norms_of, producers_of
 from widthwise.network.narrowing import TOLERANCE, Kept, narrow, silenced_difference
+from widthwise.network.weights import weights_fingerprint
 from widthwise.planner.importance import from_weights, score
 from widthwise.planner.plan import Plan
 from widthwise.pruning.executor import Executor, examples_of, own_copy, traced_for
