@@ -23,7 +23,7 @@ from widthwise.planner.closed_loop import best_of, close_loop
 from widthwise.planner.demands import Demands, FurtherTable, Most, parse_keep
 from widthwise.planner.importance import Criterion, Importance, score
 from widthwise.planner.plan import Budget, Plan
-from widthwise.planner.predictor import LatencyPredictor, Prediction
+from widthwise.planner.predictor import LatencyPredictor, Prediction, Statistic
 from widthwise.planner.problem import WidthBounds
 from widthwise.planner.proposal import Proposer
 from widthwise.planner.verification import Verification
@@ -125,6 +125,7 @@ def plan(
     bounds: Mapping[str, WidthBounds] | None = None,
     confidence: float | None = None,
     also: Sequence[Also] = (),
+    statistic: Statistic = "median",
 ) -> Plan:
     """The widths that keep the most importance within the budget, or the fastest that keep enough, with the proof.
 
@@ -139,6 +140,7 @@ def plan(
         bounds: group → :class:`widthwise.planner.problem.WidthBounds`.
         confidence: meet budgets at the upper end of the interval of this level, such as 0.9.
         also: further tables the plan must hold on.
+        statistic: what budgets are about: the ``median`` of single runs, or the ``p90`` that nine in ten stay below.
 
     Raises:
         BadInput: no budget, two, or one that can't be read; limits or bounds that can't be.
@@ -155,14 +157,14 @@ def plan(
     network = Network.trace(model, _inputs(example), name=name)
     with ExitStack() as stack:
         table = stack.enter_context(opened(lut))
-        predictor = LatencyPredictor.fit(table, network)
+        predictor = LatencyPredictor.fit(table, network).at(statistic)
         scores = importance if isinstance(importance, Importance) else score(model, network, importance)
         demands = Demands(
             most={limit: Most.parse(text) for limit, text in (most or {}).items()},
             bounds=bounds or {},
             keep=None if keep is None else parse_keep(keep),
             confidence=confidence,
-            tables=[_further(entry, model, network, parsed, stack) for entry in also],
+            tables=[_further(entry, model, network, parsed, stack, statistic) for entry in also],
         )
         weights = weights_fingerprint(model)
         return allocate(predictor, scores, parsed, table, weights=weights, demands=demands, time_limit_s=time_limit_s)
@@ -216,14 +218,21 @@ def replan(
     return best.plan, best.verification
 
 
-def _further(entry: Also, model: nn.Module, network: Network, budget: Budget | None, stack: ExitStack) -> FurtherTable:
+def _further(
+    entry: Also,
+    model: nn.Module,
+    network: Network,
+    budget: Budget | None,
+    stack: ExitStack,
+    statistic: Statistic,
+) -> FurtherTable:
     own = budget if entry.budget is None else Budget.parse(entry.budget)
     if own is None or (entry.budget is None and not own.relative):
         raise BadInput(f"the further table {entry.lut} needs a budget of its own: TABLE:20ms or TABLE:60%")
     if entry.example is not None:
         network = Network.trace(model, _inputs(entry.example), name=network.name)
     table = stack.enter_context(opened(entry.lut))
-    return FurtherTable(table, LatencyPredictor.fit(table, network), own)
+    return FurtherTable(table, LatencyPredictor.fit(table, network).at(statistic), own)
 
 
 @contextmanager

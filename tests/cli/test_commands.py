@@ -97,6 +97,22 @@ def test_predict(place: Path, model: str, tmp_path: Path) -> None:
     narrow = answer("predict", model, *SHAPE, "--lut", place / "d.lut", "--widths", tmp_path / "w.json")
     assert narrow["predicted_ms"] < dense["predicted_ms"]
     assert "conv2d" in run("predict", model, *SHAPE, "--lut", place / "d.lut").stdout
+    assert sum(dense["breakdown"].values()) == pytest.approx(dense["predicted_ms"], rel=0.2)
+    layers = answer("predict", model, *SHAPE, "--lut", place / "d.lut", "--by", "layer")["breakdown"]
+    assert len(layers) > len(dense["breakdown"])
+    assert "--by takes" in refused("predict", model, *SHAPE, "--lut", place / "d.lut", "--by", "colour")
+
+
+def test_budgets_of_the_slowest_runs(place: Path, model: str, tmp_path: Path) -> None:
+    arguments = ("plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "50%", "-o", tmp_path / "p90.json")
+    usual, slow = answer(*arguments), answer(*arguments, "--statistic", "p90")
+    assert slow["statistic"] == "p90" and usual["statistic"] == "median"
+    assert 1.005 < slow["dense_ms"] / usual["dense_ms"] < 1.03
+    assert slow["budget_ms"] == pytest.approx(slow["dense_ms"] / 2)
+    assert "90 % of single runs" in run(*arguments, "--statistic", "p90").stdout
+    found = json.loads(run("verify", tmp_path / "p90.json", model, "--lut", place / "d.lut", "--json").stdout)
+    assert found["measured_ms"] == pytest.approx(slow["predicted_ms"], rel=0.05)
+    assert "--statistic takes p50 or p90" in refused(*arguments, "--statistic", "mean")
 
 
 def test_apply_verify_and_load(place: Path, model: str, tmp_path: Path) -> None:

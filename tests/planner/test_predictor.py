@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from widthwise.luts.errors import InvalidModel, MissingLayers
+from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.predictor import Correction, LatencyPredictor, choose_correction, conformal_radius
@@ -66,6 +66,38 @@ def test_the_breakdown_adds_up(predictor: LatencyPredictor, wide_network: Networ
     widths = {"conv1": 16, "conv5": 32}
     total = sum(ms for _, ms in predictor.breakdown(widths)) + predictor.fixed_ms
     assert total == pytest.approx(predictor.predict(widths).latency_ms)
+
+
+def test_totals_by_kind_module_and_layer(predictor: LatencyPredictor) -> None:
+    widths = {"conv1": 16}
+    total = sum(ms for _, ms in predictor.breakdown(widths))
+    for by in ("kind", "module", "layer"):
+        found = predictor.totals(widths, by=by)
+        assert sum(found.values()) == pytest.approx(total)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert "conv2d" in predictor.totals(widths) and "fc" in predictor.totals(widths, by="layer")
+
+
+def test_nine_runs_in_ten_stay_below_p90(predictor: LatencyPredictor, wide_network: Network) -> None:
+    """The fake runtime's noise is 1 % and 2 % of its runs are slowed down: the rest's 0.9/0.98 quantile is 1.014."""
+    assert predictor.tail == pytest.approx(1.014, abs=0.005)
+    slow = predictor.at("p90")
+    widths = {"conv1": 16, "conv5": 32}
+    assert slow.predict(widths).latency_ms == pytest.approx(predictor.tail * predictor.predict(widths).latency_ms)
+    assert slow.dense_ms == pytest.approx(predictor.tail * predictor.dense_ms)
+    total = sum(ms for _, ms in slow.breakdown(widths)) + slow.fixed_ms
+    assert total == pytest.approx(slow.predict(widths).latency_ms)
+    assert slow.at("p90") is slow and predictor.at("median") is predictor
+    back = slow.at("median").predict(widths).latency_ms
+    assert back == pytest.approx(predictor.predict(widths).latency_ms)
+
+
+def test_p90_of_a_table_without_single_runs(wide_table: Path, wide_network: Network) -> None:
+    with Lut.open(wide_table, readonly=True) as lut:
+        predictor = LatencyPredictor.fit(lut, wide_network)
+    predictor.tail = None
+    with pytest.raises(InvalidTable, match="widthwise profile"):
+        predictor.at("p90")
 
 
 def test_extrapolation_is_named(predictor: LatencyPredictor) -> None:

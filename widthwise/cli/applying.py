@@ -151,7 +151,7 @@ def _latencies(dense: nn.Module, plan: Plan, lut: Path) -> dict[str, Any]:
 
     network = traced_for(plan, dense, examples_of(plan))
     with opened(lut) as table:
-        predictor = LatencyPredictor.fit(table, network)
+        predictor = LatencyPredictor.fit(table, network).at(plan.statistic)
         return {"predictor": predictor, "options": options_from(table, predictor.network)}
 
 

@@ -11,6 +11,7 @@ from widthwise.cli.common import parse_inputs
 
 if TYPE_CHECKING:
     from widthwise.api import Also
+    from widthwise.planner.predictor import Statistic
 
 __all__ = [
     "AlsoTables",
@@ -24,8 +25,15 @@ __all__ = [
     "MaxWidths",
     "MinWidths",
     "Objective",
+    "StatisticOption",
     "asked",
     "parse_also",
+    "statistic_of",
+]
+
+_STATISTICS: dict[str, Statistic] = {"p50": "median", "p90": "p90"}
+StatisticOption = Annotated[
+    str, typer.Option("--statistic", help="What latencies are of single runs: p50, the median, or p90.")
 ]
 
 Objective = Annotated[
@@ -130,3 +138,16 @@ def parse_also(text: str) -> Also:
     if not name:
         raise BadInput(f"{text!r} names no table; give TABLE, TABLE:BUDGET or TABLE@SHAPE:BUDGET")
     return Also(name, budget or None, parse_inputs(shapes.split("+")) if shapes else None)
+
+
+def statistic_of(text: str) -> Statistic:
+    """``p50`` or ``p90``.
+
+    Raises:
+        BadInput: another.
+    """
+    from widthwise.luts.errors import BadInput
+
+    if text not in _STATISTICS:
+        raise BadInput(f"--statistic takes {' or '.join(_STATISTICS)}, got {text!r}")
+    return _STATISTICS[text]

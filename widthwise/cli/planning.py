@@ -34,7 +34,9 @@ from widthwise.cli.limits import (
     MaxWidths,
     MinWidths,
     Objective,
+    StatisticOption,
     asked,
+    statistic_of,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def predict(
     lut: LutPath,
     widths: Annotated[Path | None, typer.Option("--widths", help="JSON file: group → channels kept.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Predict this plan's widths.")] = None,
+    by: Annotated[str, typer.Option("--by", help="Break the latency down by kind, module or layer.")] = "kind",
+    statistic: StatisticOption = "p50",
     as_json: Json = False,
 ) -> None:
     """Predict the latency of a network, dense or narrowed, from a table alone.
@@ -71,6 +75,8 @@ def predict(
 
     if widths is not None and plan is not None:
         raise BadInput("give one of --widths and --plan")
+    if by not in ("kind", "module", "layer"):
+        raise BadInput(f"--by takes kind, module or layer, got {by!r}")
     example = parse_inputs(inputs)
     from widthwise.api import opened
     from widthwise.network.network import Network
@@ -79,23 +85,21 @@ def predict(
 
     with opened(lut) as table:
         network = Network.trace(open_model(model, None), example, name=model)
-        predictor = LatencyPredictor.fit(table, network)
+        predictor = LatencyPredictor.fit(table, network).at(statistic_of(statistic))
     wanted = _widths(widths, plan)
-    prediction = predictor.predict(wanted)
+    prediction, parts = predictor.predict(wanted), predictor.totals(wanted, by=by)
     if as_json:
         emit(
             {
                 "predicted_ms": prediction.latency_ms,
                 "interval_ms": prediction.interval_ms,
+                "breakdown": parts,
                 "extrapolated": prediction.extrapolated,
                 "notes": prediction.notes,
             }
         )
         return
-    kinds: dict[str, float] = {}
-    for layer, ms in predictor.breakdown(wanted):
-        kinds[layer.geometry.kind] = kinds.get(layer.geometry.kind, 0.0) + ms
-    show(prediction_table(network, prediction, sorted(kinds.items(), key=lambda item: -item[1])))
+    show(prediction_table(network, prediction, list(parts.items())))
 
 
 @reported
@@ -128,6 +132,7 @@ def plan(
     fix: Fixed = None,
     confidence: Confidence = None,
     also: AlsoTables = None,
+    statistic: StatisticOption = "p50",
     as_json: Json = False,
 ) -> None:
     """Choose every layer's channels: the most importance within the budget, with the proof.
@@ -172,7 +177,8 @@ def plan(
             if data is None
             else _from_data(importance, module, network, data, options)
         )
-        made = api.plan(module, example, lut=table, importance=ranked, name=model, time_limit_s=time_limit, **demands)
+        demands |= {"statistic": statistic_of(statistic), "time_limit_s": time_limit}
+        made = api.plan(module, example, lut=table, importance=ranked, name=model, **demands)
     found = None
     if verify is not None:
         made, found = api.replan(made, module, example, lut=lut, rounds=verify, importance=ranked)
@@ -298,6 +304,7 @@ def _plan_keys(made: Plan) -> dict[str, Any]:
         "gap": made.gap,
         "solve_seconds": made.certificate.seconds,
         "status": made.certificate.status,
+        "statistic": made.statistic,
         "widths": made.widths,
         "notes": made.notes,
         **later,

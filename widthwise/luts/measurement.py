@@ -72,6 +72,7 @@ class Conditions:
         gpu_others: other processes that compute on the GPU.
         disagreement: by how much the memory-bound reference was slowed down more than the compute-bound one.
         spoilt: 1 where the block was kept although the machine was disturbed, for want of patience.
+        tail: 90 % quantile of all runs of the measurement so far, each over its block's median.
 
     Example:
         >>> Conditions(cpu_share=0.97, switches=2).as_dict()
@@ -89,6 +90,7 @@ class Conditions:
     gpu_others: int | None = None
     disagreement: float | None = None
     spoilt: int | None = None
+    tail: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """What is known, rounded to what such readings are worth."""
@@ -159,6 +161,12 @@ class Measurement:
     def latency_ms(self) -> float:
         """Median over blocks, drift-corrected."""
         return float(np.median(self.ratios)) * self.quiet_reference_ms
+
+    @property
+    def tail(self) -> float | None:
+        """The 90 % quantile of single runs over their median; None where too few runs are on record to say."""
+        known = [block.conditions.tail for block in self.blocks if block.conditions and block.conditions.tail]
+        return known[-1] if known else None
 
     @property
     def raw_ms(self) -> float:

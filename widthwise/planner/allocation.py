@@ -190,6 +190,7 @@ class _Request:
             further=[_further_latency(table, widths, demands.confidence) for table in demands.tables],
             binding=list(answer.binding) if certificate.status != "unchanged" else [],
             parent=parent_of(network.name),
+            statistic=self.predictor.statistic,
         )
 
     def _problem(self) -> Problem:

@@ -121,7 +121,7 @@ def _next(
     reach it, or none that weren't measured."""
     last, budget_ms = attempts[-1], attempts[0].plan.budget_ms
     with Lut.open(path, readonly=True) as lut:
-        predictor = LatencyPredictor.fit(lut, network)
+        predictor = LatencyPredictor.fit(lut, network).at(last.plan.statistic)
         missed = last.verification.measured_ms / predictor.predict(last.plan.widths).latency_ms
         try:
             target = Budget(_AIM * budget_ms / missed, relative=False)

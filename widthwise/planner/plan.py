@@ -178,7 +178,7 @@ class Plan(_Data):
     signature: str
     weights: str
     inputs: list[list[int]]
-    statistic: Literal["median"] = "median"
+    statistic: Literal["median", "p90"] = "median"
     dense_ms: float = Field(gt=0)
     budget_ms: float = Field(gt=0)
     predicted_ms: float = Field(gt=0)

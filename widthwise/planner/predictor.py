@@ -7,14 +7,16 @@ that nothing was fitted on (Vovk et al.; scores are absolute logarithms of measu
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from widthwise.luts.errors import BadInput, MissingLayers
+from widthwise.luts.errors import BadInput, InvalidTable, MissingLayers
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
@@ -26,7 +28,10 @@ from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
 from widthwise.planner.regressors import SurfaceRegressor
 
-__all__ = ["Correction", "LatencyPredictor", "Prediction"]
+__all__ = ["Correction", "LatencyPredictor", "Prediction", "Statistic"]
+
+Statistic = Literal["median", "p90"]
+"""Of the latencies of single runs."""
 
 CONFIDENCE = 0.9
 _FOLDS = 5
@@ -46,7 +51,7 @@ class Prediction:
     """The latency of one width vector.
 
     Attributes:
-        latency_ms: median of one inference, on the scale of the table.
+        latency_ms: of one inference, on the scale of the table: the median, or the predictor's other statistic.
         interval_ms: (low, high) that holds the measured latency with 90 % confidence.
         extrapolated: layers whose widths lie outside what was measured.
         notes: what else a reader must know, in whole sentences.
@@ -85,6 +90,7 @@ class LatencyPredictor:
         surfaces: one per geometry.
         records: measured networks of the same structure; those held out calibrate the interval.
         unstable_share: of the measured layer time, how much didn't settle.
+        tail: 90 % quantile of single runs over their median, of whole networks; None where that isn't known.
 
     Build it with :meth:`fit`.
     """
@@ -95,6 +101,7 @@ class LatencyPredictor:
         surfaces: Mapping[Geometry, SurfaceRegressor],
         records: Sequence[NetworkRecord],
         unstable_share: float = 0.0,
+        tail: float | None = None,
     ) -> None:
         self.network = network
         self._surfaces = surfaces
@@ -106,6 +113,8 @@ class LatencyPredictor:
         held_out = [record for record in records if record.role is Role.HOLDOUT]
         self.errors = self._log_errors(held_out)
         self._radius = conformal_radius(np.abs(self.errors), CONFIDENCE)
+        self.statistic: Statistic = "median"
+        self.tail = tail
         dense = [record.latency_ms for record in records if record.role is Role.DENSE]
         self.dense_ms = float(np.median(dense)) if dense else self.predict(network.dense).latency_ms
         self._notes = _doubts(len(held_out), unstable_share)
@@ -123,7 +132,31 @@ class LatencyPredictor:
         table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}, networks_not=held_out)
         _require(network, table.surfaces, lut)
         surfaces = {geometry: SurfaceRegressor(surface) for geometry, surface in table.surfaces.items()}
-        return cls(network, surfaces, records, _unstable_share(table))
+        tails = [found for record in records if (found := lut.samples(record).tail) is not None]
+        return cls(network, surfaces, records, _unstable_share(table), float(np.median(tails)) if tails else None)
+
+    def at(self, statistic: Statistic) -> LatencyPredictor:
+        """The same for another statistic of single runs: their median, or the latency that nine in ten stay below.
+
+        All networks of a table share the ratio of the two: it is the machine's and the runtime's rather than the
+        widths'. Intervals are those of the median, scaled.
+
+        Raises:
+            InvalidTable: the table has no whole network with enough single runs on record.
+        """
+        if statistic == self.statistic:
+            return self
+        if self.tail is None:
+            raise InvalidTable(
+                f"the table holds no network of {self.network.name} with the spread of its single runs; profile it "
+                "further with `widthwise profile`, which keeps it"
+            )
+        factor = self.tail if statistic == "p90" else 1 / self.tail
+        other = copy.copy(self)
+        other.statistic = statistic
+        other.dense_ms = self.dense_ms * factor
+        other._correct = Correction(self._correct.scale * factor, self._correct.offset_ms * factor)
+        return other
 
     @property
     def correction(self) -> Correction:
@@ -200,6 +233,16 @@ class LatencyPredictor:
         return [
             (layer, float(self.surface_ms(layer.geometry, _point(layer, complete))[0])) for layer in self.network.layers
         ]
+
+    def totals(self, widths: Widths, *, by: str = "kind") -> dict[str, float]:
+        """:meth:`breakdown` added up by ``kind`` of operation, by ``module`` (what holds the layer, in the user's own
+        names) or by ``layer``; in ms, the largest first."""
+        found: dict[str, float] = {}
+        for layer, ms in self.breakdown(widths):
+            module = layer.path.rpartition(".")[0] or layer.path
+            name = {"kind": layer.geometry.kind, "module": module, "layer": layer.name}[by]
+            found[name] = found.get(name, 0.0) + ms
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def _extrapolated(self, widths: Widths) -> tuple[str, ...]:
         outside = []

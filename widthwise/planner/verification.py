@@ -11,7 +11,7 @@ import gc
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from widthwise.profiling.target import Target
 __all__ = ["Verdict", "Verification", "verify"]
 
 _PACE = Pace(blocks=10, most_blocks=20, half_width=0.005, cap_s=5.0)
+_PACES = {"median": _PACE, "p90": replace(_PACE, visit_s=0.3, most_runs=60)}
+"""The slowest tenth of runs takes more of them to know."""
 
 
 class Verdict(StrEnum):
@@ -52,7 +54,8 @@ class Verification:
         dense_ms: of the plan.
         pace: what the dense model took in this run over ``dense_ms``, both as ratios to the reference kernels;
             ``measured_ms`` is divided by it. None, and nothing divided, where the dense model wasn't at hand.
-        measured_interval_ms: 95 % interval of the measured median; the dense model's doubt is in it.
+        measured_ms: the statistic that the plan's budget is about, the median of single runs or their 90 % quantile.
+        measured_interval_ms: 95 % interval of the measured median, scaled; the dense model's doubt is in it.
         raw_ms: what a stopwatch said at that moment, uncorrected.
         reason: why the verdict is what it is.
     """
@@ -97,7 +100,7 @@ def verify(
         networks = [_network(runtime, model, example) for model in models]
         sessions = [_session(runtime, model, network, example) for model, network in zip(models, networks, strict=True)]
         info = {"load": device.load_average(), "reference_ms": schedule.warm_up(sessions[-1])}
-        timings = schedule.measure(sessions, _PACE)
+        timings = schedule.measure(sessions, _PACES[plan.statistic])
         kept = timings[0].measurement(quiet_ms)
         run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)
         layers = networks[0].layers, networks[0].specs(networks[0].dense), timings[0].layer_measurements(quiet_ms)
@@ -106,12 +109,15 @@ def verify(
         del sessions
         gc.collect()  # their graphs refer to themselves and would keep both models' weights
     scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
-    measured = timings[0].measurement(scale_ms)
-    latency_ms, interval_ms, pace = measured.latency_ms, measured.interval_ms, None
+    measured, pace = timings[0].measurement(scale_ms), None
+    factor = _tail(measured, plan)
+    latency_ms, interval_ms = measured.latency_ms, measured.interval_ms
     if dense is not None:
         again = timings[1].measurement(scale_ms)
-        pace = again.latency_ms / plan.dense_ms
+        pace = again.latency_ms * _tail(again, plan) / plan.dense_ms
         latency_ms, interval_ms = relative(measured, again, plan.dense_ms)
+        factor /= _tail(again, plan)
+    latency_ms, interval_ms = latency_ms * factor, (interval_ms[0] * factor, interval_ms[1] * factor)
     verdict, reason = judge(latency_ms, interval_ms, plan.budget_ms)
     return Verification(
         dense_ms=plan.dense_ms,
@@ -124,6 +130,11 @@ def verify(
         reason=reason,
         pace=pace,
     )
+
+
+def _tail(measured: Measurement, plan: Plan) -> float:
+    """What turns the median into the statistic that the plan's budget is about."""
+    return 1.0 if plan.statistic == "median" else measured.tail or 1.0
 
 
 def relative(small: Measurement, dense: Measurement, dense_ms: float) -> tuple[float, tuple[float, float]]:

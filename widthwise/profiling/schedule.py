@@ -52,6 +52,10 @@ _GLANCE_EVERY_S = 0.04
 _TRIMMED = 0.25
 """Share of a visit's runs left out at either end when those of a layer are averaged."""
 
+TAIL = 0.9
+_RUNS_FOR_TAIL = 10
+"""Fewer runs say nothing of their 90 % quantile."""
+
 _LEAST_MS = 1e-6
 """Stands for a layer the runtime spent no time on, such as a concatenation it did in place."""
 
@@ -87,11 +91,16 @@ class Timing:
     spent_s: float = 0.0
     recorded: int = 0
     _visits: list[tuple[slice, Block]] = field(default_factory=list)
+    _runs: list[float] = field(default_factory=list)
 
     def add(self, visit: _Visit, reference_ms: float, conditions: Conditions) -> None:
-        """A block of the medians of a visit."""
+        """A block of the medians of a visit; how far its single runs lie apart is kept with its conditions."""
         self.spent_s += visit.spent_s
-        self.blocks.append(Block(float(np.median(visit.whole_s)) * 1e3, reference_ms, conditions))
+        median_s = float(np.median(visit.whole_s))
+        self._runs += [run_s / median_s for run_s in visit.whole_s]
+        if len(self._runs) >= _RUNS_FOR_TAIL:
+            conditions = replace(conditions, tail=float(np.quantile(self._runs, TAIL)))
+        self.blocks.append(Block(median_s * 1e3, reference_ms, conditions))
         if visit.recorded_s:
             runs = slice(self.recorded - len(visit.recorded_s), self.recorded)
             self._visits.append((runs, self.blocks[-1]))

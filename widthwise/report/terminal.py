@@ -60,7 +60,8 @@ def plan_table(
     profile_seconds: float | None = None,
 ) -> Table:
     """A plan in full: latencies, what it costs and keeps, its proof, and the channels kept per group."""
-    rows = [
+    rows = [("latencies", "what 90 % of single runs stay below")] if plan.statistic == "p90" else []
+    rows += [
         ("dense", f"{plan.dense_ms:.4g} ms"),
         *_asked(plan),
         ("predicted", interval_text(plan.predicted_ms, plan.interval_ms)),
