@@ -64,13 +64,17 @@ def main() -> None:
         Cell(network, target, arguments.threads, time_s)
         for target, network, time_s in itertools.product(arguments.target, arguments.networks, arguments.time)
     ]  # fmt: skip
-    rows = []
+    rows, all_found = [], []
     for cell in cells:
         if not arguments.table:
             complete(cell, arguments.each)
-        rows.append(line(cell, figures(cell)))
+        all_found.append(figures(cell))
+        rows.append(line(cell, all_found[-1]))
         print(rows[-1], flush=True)
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|\n" + "\n".join(rows))
+    slowest = {key: max(found[key] for found in all_found) for key in ("fit_s", "one_ms", "ten_thousand_s")}
+    times = f"{slowest['fit_s']:.1f} s, one prediction {slowest['one_ms']:.1f} ms, 10,000 {slowest['ten_thousand_s']:.1f} s"
+    print(f"\nThe slowest to fit took {times}.")
     print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ def scored(cell: Cell) -> dict[str, Any]:
     kinds = np.array([network["kind"] for network in held_out])
     _, _, network = opened(cell)
     with Lut.open(cell.table, readonly=True) as lut:
+        began = time.perf_counter()
         predictor = LatencyPredictor.fit(lut, network)
+        fit_s = time.perf_counter() - began
         records = lut.networks(network.signature)
         away = [record.id for record in records if record.role is Role.HOLDOUT]
         timed = as_timed(network, lut)
@@ -44,6 +47,8 @@ def scored(cell: Cell) -> dict[str, Any]:
         "interval_width": float(np.mean((intervals[:, 1] - intervals[:, 0]) / predicted)),
         "noise": float(np.mean(np.abs(first / second - 1))),
         "networks": len(records),
+        "fit_s": fit_s,
+        **speed(predictor, network.dense),
         "by_kind": {kind: accuracy(predicted[kinds == kind], measured[kinds == kind]) for kind in KINDS},
         "baselines": {},
         "predicted_ms": predicted.tolist(),
@@ -51,6 +56,19 @@ def scored(cell: Cell) -> dict[str, Any]:
     for name, fit in BASELINES.items():
         figures["baselines"][name] = accuracy(fit(timed, surfaces, *known)(widths), measured)
     return figures
+
+
+def speed(predictor: Any, widths: dict[str, int]) -> dict[str, float]:
+    """Milliseconds of one prediction, seconds of 10,000 different ones in one call."""
+    rng = np.random.default_rng(0)
+    many = [{group: int(rng.integers(1, size + 1)) for group, size in widths.items()} for _ in range(10_000)]
+    began = time.perf_counter()
+    for chosen in many[:20]:
+        predictor.predict_many([chosen])
+    one_s = (time.perf_counter() - began) / 20
+    began = time.perf_counter()
+    predictor.predict_many(many)
+    return {"one_ms": one_s * 1e3, "ten_thousand_s": time.perf_counter() - began}
 
 
 def accuracy(predicted: _Array, measured: _Array) -> dict[str, float]:
