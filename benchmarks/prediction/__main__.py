@@ -73,8 +73,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|\n" + "\n".join(rows))
     slowest = {key: max(found[key] for found in all_found) for key in ("fit_s", "one_ms", "ten_thousand_s")}
-    times = f"{slowest['fit_s']:.1f} s, one prediction {slowest['one_ms']:.1f} ms, 10,000 {slowest['ten_thousand_s']:.1f} s"
-    print(f"\nThe slowest to fit took {times}.")
+    fit_s, one_ms, many_s = slowest.values()
+    print(f"\nThe slowest to fit took {fit_s:.1f} s, one prediction {one_ms:.1f} ms, 10,000 in one call {many_s:.1f} s.")
     print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
 
 
