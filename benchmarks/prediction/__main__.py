@@ -74,7 +74,7 @@ def main() -> None:
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|\n" + "\n".join(rows))
     slowest = {key: max(found[key] for found in all_found) for key in ("fit_s", "one_ms", "ten_thousand_s")}
     fit_s, one_ms, many_s = slowest.values()
-    print(f"\nThe slowest to fit took {fit_s:.1f} s, one prediction {one_ms:.1f} ms, 10,000 in one call {many_s:.1f} s.")
+    print(f"\nAt most {fit_s:.1f} s to fit, {one_ms:.1f} ms for one prediction, {many_s:.1f} s for 10,000 in one call.")
     print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
 
 
