@@ -99,12 +99,13 @@ def _profile(cell: Cell) -> None:
 
 def _draw(cell: Cell, each: int) -> list[dict[str, Any]]:
     from widthwise.luts.store import Lut
+    from widthwise.network.fusion import as_timed
     from widthwise.network.granularity import options_from
     from widthwise.planner.proposal import Proposer
 
     model, _, network = opened(cell)
     with Lut.open(cell.table, readonly=True) as lut:
-        options = options_from(lut, network)
+        options = options_from(lut, as_timed(network, lut))
         planned = Proposer(model, network, seed=_SEED).networks(lut, range(2 * each), options)
     aligned = [random_widths(options, f"{cell.network} aligned {index}") for index in range(each)]
     every = {group: range(max(1, size // 8), size + 1) for group, size in network.dense.items()}

@@ -83,10 +83,10 @@ def test_least_latency_retains_what_is_kept(predictor: LatencyPredictor, importa
 def test_confidence_puts_the_upper_end_within_the_budget(
     predictor: LatencyPredictor, importance: Importance, lut: Lut
 ) -> None:
-    known = len(predictor.errors)
+    known = len(predictor.intervals.on_grid)
     level = known / (known + 1) - 1e-6
     plan = allocate(predictor, importance, Budget.parse("60%"), lut, demands=Demands(confidence=level))
-    radius = float(max(abs(predictor.errors)))
+    radius = float(max(abs(predictor.intervals.on_grid)))
     assert plan.interval_ms[1] <= plan.budget_ms * (1 + 1e-12)
     assert plan.interval_ms[1] == pytest.approx(plan.predicted_ms * math.exp(radius))
     assert plan.confidence == level

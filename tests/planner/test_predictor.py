@@ -13,7 +13,9 @@ from torch import nn
 from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
-from widthwise.planner.predictor import Correction, LatencyPredictor, choose_correction, conformal_radius
+from widthwise.planner.correction import Correction, choose_correction
+from widthwise.planner.intervals import Intervals, conformal_radius
+from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
 from widthwise.profiling.target import Target
@@ -90,6 +92,23 @@ def test_nine_runs_in_ten_stay_below_p90(predictor: LatencyPredictor, wide_netwo
     assert slow.at("p90") is slow and predictor.at("median") is predictor
     back = slow.at("median").predict(widths).latency_ms
     assert back == pytest.approx(predictor.predict(widths).latency_ms)
+
+
+def test_widths_between_the_steps_have_their_own_interval(predictor: LatencyPredictor, wide_network: Network) -> None:
+    steps = wide_network.options()
+    on_grid = {group: widths[len(widths) // 2] for group, widths in steps.items()}
+    group = next(iter(on_grid))
+    usual, odd = predictor.predict(on_grid), predictor.predict(on_grid | {group: on_grid[group] + 1})
+    assert usual.between == () and odd.between == (group,)
+    assert "between this target's steps" in odd.notes[-1] and "between" not in " ".join(usual.notes)
+    assert odd.interval_ms[1] / odd.latency_ms >= usual.interval_ms[1] / usual.latency_ms
+    assert len(predictor.intervals.between) >= 1
+
+
+def test_intervals_of_two_kinds() -> None:
+    known = Intervals(np.linspace(-0.02, 0.02, 21), np.array([0.01, -0.08]))
+    assert known.radius() == pytest.approx(0.02) and known.radius(between=True) == pytest.approx(0.08)
+    assert Intervals(np.array([0.1]), np.array([0.01])).radius(between=True) == pytest.approx(0.1), "never less"
 
 
 def test_p90_of_a_table_without_single_runs(wide_table: Path, wide_network: Network) -> None:

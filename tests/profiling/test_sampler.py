@@ -53,11 +53,24 @@ def profiled(
 def test_a_random_part_is_held_out_a_quarter_first_and_a_tenth_later(wide_network: Network) -> None:
     for seed in range(5):
         sampler = WidthSampler(wide_network.options(), seed=seed)
-        held_out = [index for index in range(200) if sampler.draw(index).role is Role.HOLDOUT]
+        draws = [sampler.draw(index) for index in range(200)]
+        held_out = [i for i, draw in enumerate(draws) if draw.role is Role.HOLDOUT and not draw.off_grid]
         assert sum(index < 40 for index in held_out) == 10
         assert sum(index >= 40 for index in held_out) == 16
         assert len({index % 4 for index in held_out}) > 1, "at random, not every fourth"
         assert not any(index % 11 == 0 for index in held_out), "dense ones are never held out"
+
+
+def test_some_networks_have_any_widths(wide_network: Network) -> None:
+    options = wide_network.options()
+    draws = [WidthSampler(options).draw(index) for index in range(132)]
+    odd = [draw for draw in draws if draw.off_grid]
+    assert 0.14 < len(odd) / len(draws) < 0.17
+    assert sum(draw.role is Role.HOLDOUT for draw in odd) == pytest.approx(len(odd) / 2, abs=1)
+    assert all(options[g][0] <= width <= options[g][-1] for draw in odd for g, width in draw.widths.items())
+    assert any(width % 4 for draw in odd for width in draw.widths.values())
+    others = [draw.widths for draw in draws if not draw.off_grid]
+    assert all(width in options[group] for widths in others for group, width in widths.items())
 
 
 def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
@@ -68,7 +81,7 @@ def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
     assert adviser.asked == [[20, 21, 22, 23], [28, 29, 30, 31]]
     narrowest = {group: widths[0] for group, widths in wide_network.options().items()}
     advised = [index for index, record in enumerate(lut.networks()) if record.widths == narrowest]
-    assert advised == [20, 21, 23, 28, 29, 30, 31], "22 is the dense network's turn"
+    assert advised == [20, 21, 23, 29, 30, 31], "22 is the dense network's turn, 28 that of any widths"
     draw = WidthSampler(wide_network.options()).draw
     assert [record.role for record in lut.networks()] == [draw(index).role for index in range(32)]
 

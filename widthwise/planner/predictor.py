@@ -16,32 +16,27 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from widthwise.luts.errors import BadInput, InvalidTable, MissingLayers
+from widthwise.luts.errors import InvalidTable, MissingLayers
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
 from widthwise.luts.table import LatencyTable
 from widthwise.network.fusion import as_timed
+from widthwise.network.granularity import options_from
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
+from widthwise.planner.correction import Correction, choose_correction
+from widthwise.planner.intervals import LEAST_CALIBRATION, Intervals
 from widthwise.planner.regressors import SurfaceRegressor
 
-__all__ = ["Correction", "LatencyPredictor", "Prediction", "Statistic"]
+__all__ = ["LatencyPredictor", "Prediction", "Statistic"]
 
 Statistic = Literal["median", "p90"]
 """Of the latencies of single runs."""
 
-CONFIDENCE = 0.9
-_FOLDS = 5
-_LEAST_CALIBRATION = 9
-"""Fewest held-out networks for which a 90 % conformal quantile exists."""
-
 _NOTED_SHARE = 0.1
-
-_LEAST_SHARE = 0.8
-"""A line that puts the smallest network below this share of what it took is no correction."""
 
 _Array = npt.NDArray[np.float64]
 
@@ -55,31 +50,14 @@ class Prediction:
         interval_ms: (low, high) that holds the measured latency with 90 % confidence.
         extrapolated: layers whose widths lie outside what was measured.
         notes: what else a reader must know, in whole sentences.
+        between: groups whose width lies between those that plans choose from; the interval is that of such networks.
     """
 
     latency_ms: float
     interval_ms: tuple[float, float]
     extrapolated: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """``scale·Σ layers + offset_ms``.
-
-    The offset is what no layer holds (above zero), or what layers take less in small networks, whose weights and
-    activations stay in the caches (below zero: 1.0 ms of MobileNetV2's 10.7 ms on a CPU with large caches).
-
-    Example:
-        >>> Correction(1.1, 0.5)(10.0)
-        11.5
-    """
-
-    scale: float = 1.0
-    offset_ms: float = 0.0
-
-    def __call__(self, total_ms: float) -> float:
-        return self.scale * total_ms + self.offset_ms
+    between: tuple[str, ...] = ()
 
 
 class LatencyPredictor:
@@ -91,8 +69,14 @@ class LatencyPredictor:
         records: measured networks of the same structure; those held out calibrate the interval.
         unstable_share: of the measured layer time, how much didn't settle.
         tail: 90 % quantile of single runs over their median, of whole networks; None where that isn't known.
+        grid: group → the widths that plans choose from; any where not given.
 
     Build it with :meth:`fit`.
+
+    Attributes:
+        intervals: errors on held-out networks.
+        dense_ms: what the dense network took.
+        statistic: of single runs that latencies are, see :meth:`at`.
     """
 
     def __init__(
@@ -102,22 +86,27 @@ class LatencyPredictor:
         records: Sequence[NetworkRecord],
         unstable_share: float = 0.0,
         tail: float | None = None,
+        grid: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.network = network
         self._surfaces = surfaces
+        self._grid = {group: frozenset(widths) for group, widths in (grid or {}).items()}
         self._correct = Correction()
         fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
+        if usual := [record for record in fitted if not self.between(record.widths)]:
+            fitted = usual
         if fitted:
             measured = np.array([record.latency_ms for record in fitted])
             self._correct = choose_correction(self.sums_ms([record.widths for record in fitted]), measured)
         held_out = [record for record in records if record.role is Role.HOLDOUT]
-        self.errors = self._log_errors(held_out)
-        self._radius = conformal_radius(np.abs(self.errors), CONFIDENCE)
+        apart = [self.between(record.widths) != () for record in held_out]
+        errors = self._log_errors(held_out)
+        self.intervals = Intervals(errors[~np.array(apart, bool)], errors[np.array(apart, bool)])
         self.statistic: Statistic = "median"
         self.tail = tail
         dense = [record.latency_ms for record in records if record.role is Role.DENSE]
         self.dense_ms = float(np.median(dense)) if dense else self.predict(network.dense).latency_ms
-        self._notes = _doubts(len(held_out), unstable_share)
+        self._notes = _doubts(len(self.intervals.on_grid), unstable_share)
 
     @classmethod
     def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
@@ -133,7 +122,9 @@ class LatencyPredictor:
         _require(network, table.surfaces, lut)
         surfaces = {geometry: SurfaceRegressor(surface) for geometry, surface in table.surfaces.items()}
         tails = [found for record in records if (found := lut.samples(record).tail) is not None]
-        return cls(network, surfaces, records, _unstable_share(table), float(np.median(tails)) if tails else None)
+        tail = float(np.median(tails)) if tails else None
+        grid = options_from(lut, network) if network.free else {}
+        return cls(network, surfaces, records, _unstable_share(table), tail, grid)
 
     def at(self, statistic: Statistic) -> LatencyPredictor:
         """The same for another statistic of single runs: their median, or the latency that nine in ten stay below.
@@ -166,7 +157,7 @@ class LatencyPredictor:
     @property
     def radius(self) -> float:
         """Half-width of the interval in natural logarithms; 0.05 is about ±5 %."""
-        return self._radius
+        return self.intervals.radius()
 
     def radius_at(self, confidence: float) -> float:
         """As :attr:`radius`, at another level; above 0 and below 1.
@@ -174,13 +165,7 @@ class LatencyPredictor:
         Raises:
             BadInput: too few networks were held out for that level.
         """
-        needed = math.ceil(confidence / (1 - confidence) - 1e-9)
-        if len(self.errors) < needed:
-            raise BadInput(
-                f"an interval of {confidence:.6g} confidence needs {needed} held-out networks of {self.network.name}, "
-                f"and the table has {len(self.errors)}: profile longer with `widthwise profile --time`, or ask for less"
-            )
-        return conformal_radius(np.abs(self.errors), confidence)
+        return self.intervals.radius_at(confidence, self.network.name)
 
     def predict(self, widths: Widths) -> Prediction:
         """The latency at these widths (groups not named keep all channels).
@@ -190,15 +175,22 @@ class LatencyPredictor:
         """
         complete = self.network.require_widths(widths)
         latency_ms = self._correct(float(self.sums_ms([complete])[0]))
-        return Prediction(latency_ms, self.interval_ms(latency_ms), self._extrapolated(complete), self._notes)
+        between = self.between(complete)
+        notes = (*self._notes, *_doubts_between(between, len(self.intervals.between)))
+        interval_ms = _around(latency_ms, self.intervals.radius(between=bool(between)))
+        return Prediction(latency_ms, interval_ms, self._extrapolated(complete), notes, between)
+
+    def between(self, widths: Widths) -> tuple[str, ...]:
+        """Groups whose width lies between those that plans choose from."""
+        return tuple(group for group, width in widths.items() if width not in self._grid.get(group, (width,)))
 
     def predict_many(self, widths: Sequence[Widths]) -> _Array:
         """Latencies in ms of many complete width vectors, shape ``(n,)``."""
         return self._correct.scale * self.sums_ms(widths) + self._correct.offset_ms
 
     def interval_ms(self, latency_ms: float) -> tuple[float, float]:
-        """The interval around a predicted latency."""
-        return latency_ms * math.exp(-self._radius), latency_ms * math.exp(self._radius)
+        """The interval around a predicted latency of a network at widths that plans choose from."""
+        return _around(latency_ms, self.radius)
 
     def sums_ms(self, widths: Sequence[Widths]) -> _Array:
         """Σ layers before the correction, shape ``(n,)``."""
@@ -258,52 +250,8 @@ class LatencyPredictor:
         return np.asarray(np.log(measured / self.predict_many([record.widths for record in records])))
 
 
-def choose_correction(sums_ms: _Array, measured_ms: _Array) -> Correction:
-    """None, a·Σ or a·Σ + b: the simplest whose cross-validated relative error is the least to within 5 %.
-
-    Args:
-        sums_ms: Σ layers, one per network.
-        measured_ms: the networks themselves.
-    """
-    fits = (lambda s, m: Correction(), _fit_scale, _fit_line)
-    errors = []
-    for fit in fits:
-        folds = []
-        for fold in range(_FOLDS):
-            out = np.arange(len(sums_ms)) % _FOLDS == fold
-            if out.any() and (~out).sum() >= 3:
-                correct = fit(sums_ms[~out], measured_ms[~out])
-                folds.append(np.abs((correct.scale * sums_ms[out] + correct.offset_ms) / measured_ms[out] - 1))
-        errors.append(float(np.mean(np.concatenate(folds))) if folds else math.inf)
-    if not math.isfinite(min(errors)):
-        return _fit_scale(sums_ms, measured_ms)
-    best = next(index for index, error in enumerate(errors) if error <= 1.05 * min(errors))
-    return fits[best](sums_ms, measured_ms)
-
-
-def conformal_radius(scores: _Array, confidence: float) -> float:
-    """The ⌈(n+1)·confidence⌉-th smallest score; the largest where there are too few for that.
-
-    Example:
-        >>> conformal_radius(np.arange(1.0, 20.0), 0.9)
-        18.0
-    """
-    if not len(scores):
-        return 0.1
-    rank = math.ceil((len(scores) + 1) * confidence)
-    return float(np.sort(scores)[min(rank, len(scores)) - 1])
-
-
-def _fit_scale(sums_ms: _Array, measured_ms: _Array) -> Correction:
-    return Correction(float(np.median(measured_ms / sums_ms)))
-
-
-def _fit_line(sums_ms: _Array, measured_ms: _Array) -> Correction:
-    design = np.stack([sums_ms, np.ones(len(sums_ms))], axis=1) / measured_ms[:, None]
-    (scale, offset_ms), *_ = np.linalg.lstsq(design, np.ones(len(sums_ms)), rcond=None)
-    if scale <= 0 or scale * sums_ms.min() + offset_ms < _LEAST_SHARE * measured_ms.min():
-        return _fit_scale(sums_ms, measured_ms)
-    return Correction(float(scale), float(offset_ms))
+def _around(latency_ms: float, radius: float) -> tuple[float, float]:
+    return latency_ms * math.exp(-radius), latency_ms * math.exp(radius)
 
 
 def _point(layer: Layer, widths: Widths) -> npt.NDArray[np.int64]:
@@ -337,9 +285,9 @@ def _unstable_share(table: LatencyTable) -> float:
 
 def _doubts(held_out: int, unstable_share: float) -> tuple[str, ...]:
     notes = []
-    if held_out < _LEAST_CALIBRATION:
+    if held_out < LEAST_CALIBRATION:
         notes.append(
-            f"the interval rests on {held_out} held-out networks; {_LEAST_CALIBRATION} are needed for 90 % confidence: "
+            f"the interval rests on {held_out} held-out networks; {LEAST_CALIBRATION} are needed for 90 % confidence: "
             "profile longer"
         )
     if unstable_share > _NOTED_SHARE:
@@ -347,3 +295,12 @@ def _doubts(held_out: int, unstable_share: float) -> tuple[str, ...]:
             f"{unstable_share:.0%} of the layer time it rests on is unstable: profile longer, or on a quieter machine"
         )
     return tuple(notes)
+
+
+def _doubts_between(between: Sequence[str], held_out: int) -> tuple[str, ...]:
+    if not between:
+        return ()
+    return (
+        f"{between[0]!r} and {len(between) - 1} more groups have widths between this target's steps, which plans don't "
+        f"use; the interval rests on {held_out} held-out networks of that kind",
+    )

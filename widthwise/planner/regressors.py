@@ -1,14 +1,16 @@
 """Latency surfaces: a layer's latency over its channel counts, one surface per geometry.
 
 Mean: a non-negative least-squares roofline (launch + traffic + work, with channel counts padded to the
-vector width), fitted on relative errors. Residual: a Gaussian process (Matérn 5/2 on the logarithm of the
-channel counts) on the logarithm of measured over mean. Measured points are thus kept to within their noise,
+vector width, and what leaving the fast path adds), fitted on relative errors. Residual: a Gaussian process (Matérn 5/2
+on the logarithm of the channel counts, padded to the likeliest tile, and on whether they are aligned) on the logarithm
+of measured over mean. Measured points are thus kept to within their noise,
 gaps are filled smoothly, and far from any point the roofline takes over. Monotonicity is not forced: cutting
 channels can make a layer slower (Radu et al., IISWC 2019).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,14 @@ from widthwise.luts.table import Surface
 __all__ = ["SurfaceRegressor"]
 
 _TILES = (8, 16)
+_GATE = 4
+"""Kernels leave their fast path where channels aren't a multiple of it (ONNX Runtime's blocked layout)."""
+
+_APART = 1.0
+"""Between aligned and other channel counts, in the unit of logarithms: so far apart they tell little of each other."""
+
+_FIRST = (0.8, 0.03)
+"""Length scale and signal at which tiles are compared."""
 _LENGTHS = (0.35, 0.8, 2.0)
 """Length scales tried, in natural logarithms of channel counts (0.7 = a factor of two)."""
 
@@ -54,7 +64,7 @@ class SurfaceRegressor:
         self.single_ratio: float | None = None
         if not placed.all():
             singles, log_single, single_noise = _pooled(samples.channels[~placed], np.log(samples.latency_ms[~placed]))
-            shift = float(np.median(self._log_predict(singles)[0] - log_single))
+            shift = float(np.median(self._log_mean(singles)[0] - log_single))
             self.single_ratio = float(np.exp(-shift))
             fresh = ~(singles[:, None, :] == points[None, :, :]).all(-1).any(1)
             self._fit(
@@ -65,11 +75,15 @@ class SurfaceRegressor:
 
     def predict(self, channels: _Channels) -> _Array:
         """Latencies in ms at ``(m, axes)`` channel counts, shape ``(m,)``."""
-        return np.exp(self._log_predict(channels)[0])
+        return np.exp(self._log_mean(channels)[0])
 
     def deviation(self, channels: _Channels) -> _Array:
         """Standard deviation of the logarithm of :meth:`predict`: the relative doubt."""
-        return self._log_predict(channels)[1]
+        cross, fit = self._log_mean(channels)[1], self._best
+        if cross is None or fit is None:
+            return np.full(len(channels), _DEFAULT_NOISE)
+        explained = np.einsum("ij,ji->i", cross, cho_solve(fit.factor, cross.T))
+        return np.asarray(np.sqrt(np.maximum(fit.signal**2 - explained, 0.0)))
 
     def extrapolates(self, channels: _Channels) -> npt.NDArray[np.bool_]:
         """Whether a point lies outside the measured range of any axis."""
@@ -86,20 +100,20 @@ class SurfaceRegressor:
         self._roofline, _ = nnls(_features(self._points) / latency_ms[:, None], np.ones(len(latency_ms)))
         residual = log_ms - np.log(self._mean(self._points))
         self._offset = float(np.average(residual, weights=noise**-2))
-        self._logs = np.log(self._points)
-        self._best = _likeliest(self._logs, residual - self._offset, noise)
+        self._tile, self._best = _tiled(self._points, residual - self._offset, noise)
+        self._places = _places(self._points, self._tile)
 
     def _mean(self, channels: _Channels) -> _Array:
         return np.asarray(np.maximum(_features(channels) @ self._roofline, 1e-9))
 
-    def _log_predict(self, channels: _Channels) -> tuple[_Array, _Array]:
+    def _log_mean(self, channels: _Channels) -> tuple[_Array, _Array | None]:
+        """The logarithm of the latency, and the covariance with the measured points that it was made of."""
         mean = np.log(self._mean(channels)) + self._offset
         fit = self._best
         if not channels.shape[1] or fit is None:
-            return mean, np.full(len(channels), _DEFAULT_NOISE)
-        cross = fit.signal**2 * _matern(np.log(channels), self._logs, fit.length)
-        explained = np.einsum("ij,ji->i", cross, cho_solve(fit.factor, cross.T))
-        return mean + cross @ fit.weights, np.sqrt(np.maximum(fit.signal**2 - explained, 0.0))
+            return mean, None
+        cross = fit.signal**2 * _matern(_places(channels, self._tile), self._places, fit.length)
+        return mean + cross @ fit.weights, cross
 
 
 @dataclass(frozen=True)
@@ -126,12 +140,23 @@ def _features(channels: _Channels) -> _Array:
     """Launch, traffic per axis, work; work also with channels padded to the tiles kernels compute in."""
     columns = [np.ones(len(channels)), *channels.T.astype(float)]
     for tile in (1, *_TILES):
-        padded = -(-channels // tile) * tile
+        padded = _padded(channels, tile)
         if channels.shape[1] == 2:
             columns.append(padded.prod(axis=1).astype(float))
         elif tile > 1:
             columns += list(padded.T.astype(float))
+    if channels.shape[1]:
+        columns += list((channels % _GATE != 0).T * channels.prod(axis=1).astype(float))
     return np.stack(columns, axis=1)
+
+
+def _padded(channels: _Channels, tile: int) -> _Channels:
+    return -(-channels // tile) * tile
+
+
+def _places(channels: _Channels, tile: int) -> _Array:
+    """Where points lie for the process: logarithms of padded counts, and apart where they aren't aligned."""
+    return np.concatenate([np.log(_padded(channels, tile)), _APART * (channels % _GATE != 0)], axis=1)
 
 
 def _matern(a: _Array, b: _Array, length: float) -> _Array:
@@ -140,23 +165,33 @@ def _matern(a: _Array, b: _Array, length: float) -> _Array:
     return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
-def _likeliest(logs: _Array, residual: _Array, noise: _Array) -> _Process | None:
-    """The process of highest marginal likelihood on a small grid; None where there is nothing to learn from."""
-    if len(residual) < 3 or not logs.shape[1]:
-        return None
-    best: tuple[float, _Process] | None = None
-    for length in _LENGTHS:
-        correlation = _matern(logs, logs, length)
-        for signal in _SIGNALS:
+def _tiled(points: _Channels, residual: _Array, noise: _Array) -> tuple[int, _Process | None]:
+    """The likeliest tile at first scales, the finest among equals; then the process of highest likelihood."""
+    if len(residual) < 3 or not points.shape[1]:
+        return 1, None
+    tiles = (1, *_TILES)
+    likelihoods = [_best(_places(points, tile), residual, noise, _FIRST[:1], _FIRST[1:])[0] for tile in tiles]
+    tile = tiles[int(np.argmax(np.array(likelihoods) - 1e-6 * np.arange(len(tiles))))]
+    return tile, _best(_places(points, tile), residual, noise, _LENGTHS, _SIGNALS)[1]
+
+
+def _best(
+    places: _Array, residual: _Array, noise: _Array, lengths: Sequence[float], signals: Sequence[float]
+) -> tuple[float, _Process | None]:
+    """The highest marginal likelihood on a small grid, and the process that has it."""
+    best: tuple[float, _Process | None] = (-np.inf, None)
+    for length in lengths:
+        correlation = _matern(places, places, length)
+        for signal in signals:
             try:
                 factor = cho_factor(signal**2 * correlation + np.diag(noise**2), lower=True)
             except LinAlgError:
                 continue
             weights = cho_solve(factor, residual)
             likelihood = -0.5 * residual @ weights - float(np.log(np.diag(factor[0])).sum())
-            if best is None or likelihood > best[0]:
+            if likelihood > best[0]:
                 best = (likelihood, _Process(length, signal, factor, weights))
-    return best[1] if best else None
+    return best
 
 
 def _spread(points: _Channels, most: int) -> npt.NDArray[np.int64]:
