@@ -85,15 +85,17 @@ def opened(cell: Cell) -> tuple[Any, Any, Any]:
 
 
 def _profile(cell: Cell) -> None:
-    import widthwise as ww
+    """As ``widthwise profile`` does it: the time is shared among fresh processes, one a minute, up to three."""
+    from widthwise.planner.proposal import Proposer
+    from widthwise.profiling.target import Target
+    from widthwise.profiling.workers import Job, profile_in_workers, workers_for
 
-    model, example, network = opened(cell)
+    _, example, network = opened(cell)
     draft = cell.table.with_suffix(".draft")
     draft.unlink(missing_ok=True)
-    with ww.profile(
-        model, example, path=draft, target=cell.target, threads=cell.threads, time_s=cell.time_s, name=network.name
-    ):
-        pass
+    target = Target.parse(cell.target, threads=cell.threads)
+    job = Job(network.name, None, (example,), target, draft, advise=Proposer)
+    profile_in_workers(job, time_s=cell.time_s, workers=workers_for(cell.time_s))
     draft.rename(cell.table)
 
 
