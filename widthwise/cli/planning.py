@@ -95,6 +95,7 @@ def predict(
                 "interval_ms": prediction.interval_ms,
                 "breakdown": parts,
                 "extrapolated": prediction.extrapolated,
+                "between": prediction.between,
                 "notes": prediction.notes,
             }
         )
