@@ -90,6 +90,9 @@ class LatencyPredictor:
     ) -> None:
         self.network = network
         self._surfaces = surfaces
+        self._by_geometry: dict[Geometry, list[Layer]] = {}
+        for layer in network.layers:
+            self._by_geometry.setdefault(layer.geometry, []).append(layer)
         self._grid = {group: frozenset(widths) for group, widths in (grid or {}).items()}
         self._correct = Correction()
         fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
@@ -194,12 +197,17 @@ class LatencyPredictor:
 
     def sums_ms(self, widths: Sequence[Widths]) -> _Array:
         """Σ layers before the correction, shape ``(n,)``."""
-        total = np.zeros(len(widths))
+        count = len(widths)
+        total = np.zeros(count)
         columns = as_columns(widths, self.network.dense)
-        for layer in self.network.layers:
-            channels = _channels(layer, columns, len(widths))
-            points, inverse = np.unique(channels, axis=0, return_inverse=True)
-            total += self._surfaces[layer.geometry].predict(points)[inverse.reshape(-1)]
+        for geometry, layers in self._by_geometry.items():
+            channels = np.concatenate([_channels(layer, columns, count) for layer in layers])
+            if count == 1:  # telling points apart would take longer than predicting them
+                found = self._surfaces[geometry].predict(channels)
+            else:
+                _, first, inverse = np.unique(_as_one(channels), return_index=True, return_inverse=True)
+                found = self._surfaces[geometry].predict(channels[first])[inverse]
+            total += found.reshape(len(layers), count).sum(axis=0)
         return total
 
     def surface_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
@@ -256,6 +264,11 @@ def _around(latency_ms: float, radius: float) -> tuple[float, float]:
 
 def _point(layer: Layer, widths: Widths) -> npt.NDArray[np.int64]:
     return np.array([layer.spec(widths).channels], dtype=np.int64).reshape(1, -1)
+
+
+def _as_one(channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of at most two channel counts as one number each."""
+    return channels @ (1 << 32) ** np.arange(channels.shape[1], dtype=np.int64)
 
 
 def _channels(layer: Layer, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:

@@ -138,16 +138,22 @@ def _pooled(channels: _Channels, log_ms: _Array) -> tuple[_Channels, _Array, _Ar
 
 def _features(channels: _Channels) -> _Array:
     """Launch, traffic per axis, work; work also with channels padded to the tiles kernels compute in."""
-    columns = [np.ones(len(channels)), *channels.T.astype(float)]
-    for tile in (1, *_TILES):
-        padded = _padded(channels, tile)
-        if channels.shape[1] == 2:
-            columns.append(padded.prod(axis=1).astype(float))
-        elif tile > 1:
-            columns += list(padded.T.astype(float))
-    if channels.shape[1]:
-        columns += list((channels % _GATE != 0).T * channels.prod(axis=1).astype(float))
-    return np.stack(columns, axis=1)
+    count, axes = channels.shape
+    if not axes:
+        return np.ones((count, 1))
+    features = np.empty((count, 2 * axes + 4 if axes == 2 else 5))
+    features[:, 0] = 1.0
+    features[:, 1 : 1 + axes] = channels
+    work = features[:, 1 : 1 + axes].prod(axis=1)
+    at = 1 + axes
+    if axes == 2:
+        features[:, at] = work
+        at += 1
+    for tile in _TILES:
+        features[:, at] = _padded(channels, tile).prod(axis=1)
+        at += 1
+    features[:, at:] = (channels % _GATE != 0) * work[:, None]
+    return features
 
 
 def _padded(channels: _Channels, tile: int) -> _Channels:
@@ -161,8 +167,10 @@ def _places(channels: _Channels, tile: int) -> _Array:
 
 def _matern(a: _Array, b: _Array, length: float) -> _Array:
     """Matérn 5/2 correlation between log channel counts."""
-    scaled = np.sqrt(5.0) / length * np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(-1))
-    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
+    apart = (a[:, None, :] - b[None, :, :]) * (np.sqrt(5.0) / length)
+    squares = np.einsum("ijk,ijk->ij", apart, apart)
+    scaled = np.sqrt(squares)
+    return np.asarray((1 + scaled + squares / 3) * np.exp(-scaled))
 
 
 def _tiled(points: _Channels, residual: _Array, noise: _Array) -> tuple[int, _Process | None]:
