@@ -27,7 +27,7 @@ TARGETS = ("torch:cpu", "onnxruntime:cpu", "openvino:cpu")
 
 def recorded() -> Iterator[Cell]:
     """Cells with a record."""
-    for path in sorted(HERE.glob("*s.json")):
+    for path in sorted(path for path in HERE.glob("*.json") if not path.stem.endswith(".scores")):
         yield Cell(**json.loads(path.read_text())["cell"])
 
 
