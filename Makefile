@@ -20,7 +20,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.budgets
+	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.allocation
+	$(BIN)/python -m benchmarks.baselines --time 240
+	$(BIN)/python -m benchmarks.frontier
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.durability
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.repeatability
