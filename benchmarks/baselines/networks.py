@@ -22,7 +22,7 @@ from widthwise.planner.problem import Cost, Problem, SumOver
 
 __all__ = ["NETWORKS", "Case", "by_layer", "profiled", "read"]
 
-NETWORKS = ("resnet50", "mobilenet_v2", "googlenet", "densenet121")
+NETWORKS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "googlenet", "densenet121")
 
 Options = Mapping[str, Sequence[int]]
 
