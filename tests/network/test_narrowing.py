@@ -10,7 +10,7 @@ from torch import nn
 
 from widthwise.luts.errors import InvalidModel, VerificationFailed
 from widthwise.network.loading import load_model
-from widthwise.network.narrowing import TOLERANCE, narrow, resize, shapes_of, silenced_difference
+from widthwise.network.narrowing import TOLERANCE, _difference, narrow, resize, shapes_of, silenced_difference
 from widthwise.network.network import Network
 
 
@@ -128,3 +128,34 @@ def test_resize_refuses_another_architecture() -> None:
         resize(nn.Sequential(nn.Conv2d(3, 5, 1)), {"x": (3, 5)})
     with pytest.raises(InvalidModel, match=r"'0' has \(3, 5\) channels, the pruned one \(3, 7\)"):
         resize(nn.Sequential(nn.Conv2d(3, 5, 1)), {"0": (3, 7)})
+
+
+class _Cancelling(nn.Module):
+    """Two large sums that nearly cancel: rounding is a large part of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 509, 1)
+        self.plus, self.minus = nn.Conv2d(509, 1, 3, bias=False), nn.Conv2d(509, 1, 3, bias=False)
+        with torch.no_grad():
+            self.plus.weight.mul_(1e6)
+            self.minus.weight.copy_(self.plus.weight + 0.1 * torch.randn_like(self.minus.weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.plus(hidden) - self.minus(hidden)
+
+
+def test_rounding_that_a_network_amplifies_is_told_from_a_wrong_cut() -> None:
+    torch.manual_seed(0)
+    model, example = _Cancelling(), torch.randn(1, 3, 8, 8)
+    network = Network.trace(model, example)
+    kept = {"first": sorted(random.Random(0).sample(range(509), 211))}
+    small = narrow(model, network, kept)
+    if _difference(model, small, network, kept, [example]) <= TOLERANCE:
+        pytest.skip("this machine's kernels round both sums alike")
+    assert silenced_difference(model, small, network, kept, [example]) < 1e-9
+    assert small.first.weight.dtype == torch.float32 and model.first.weight.dtype == torch.float32
+    with torch.no_grad():
+        small.first.bias += 0.1
+    assert silenced_difference(model, small, network, kept, [example]) > 1e-3
