@@ -331,6 +331,14 @@ def test_finish_has_the_plans_widths_before_a_search(run: MetaPruning, wide: nn.
     assert not torch.equal(anew.conv2.weight, small.conv2.weight)
 
 
+def test_a_plan_within_further_limits_is_refused(wide: nn.Module, made: tuple[Plan, LatencyPredictor]) -> None:
+    plan, predictor = made
+    for changed in ({"confidence": 0.9}, {"bounds": {"conv1": {"min": 2}}}):
+        limited = Plan.model_validate(plan.model_dump() | changed)
+        with pytest.raises(BadInput, match=f"also keeps to {next(iter(changed))}"):
+            MetaPruning(wide, limited, predictor=predictor)
+
+
 def test_what_training_continues_from(run: MetaPruning, wide: nn.Module, wide_network: Network) -> None:
     with torch.no_grad():
         for generator in run.model.generators:

@@ -5,6 +5,7 @@ All numbers of a problem enter here, so here they are checked: finite, at least 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
@@ -172,14 +173,14 @@ class TableOver(Strict):
     sums: Ascending | None = None
 
     @property
+    @abstractmethod
     def table(self) -> NDArray[np.float64]:
         """``(axis,)`` or ``(axis, axis)``; a group's axis runs over its widths, a sum's over ``sums``."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def field(self) -> str:
         """What the table is called in the JSON."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

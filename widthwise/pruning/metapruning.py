@@ -73,7 +73,7 @@ class MetaPruning(Executor):
     Raises:
         InvalidPlan: the plan is for another model, or removes nothing.
         InvalidModel: the options name an unknown group, or widths it can't have.
-        BadInput: ratios outside (0, 1], a negative seed, or a predictor of another model.
+        BadInput: ratios outside (0, 1], a negative seed, a predictor of another model, or a plan within further limits.
 
     Example:
         >>> run = MetaPruning(model, plan, [images], predictor=predictor)  # doctest: +SKIP
@@ -110,6 +110,7 @@ class MetaPruning(Executor):
                 "table: LatencyPredictor.fit(lut, network)"
             )
         narrowed_groups(plan)
+        _require_latency_alone(plan)
         self._predictor, self._exact, self._seed, self._ratios = predictor, plan, seed, tuple(ratios)
         self._dense, self._network = model, network
         self._importance = score(model, network, from_weights(plan.criterion))
@@ -285,6 +286,21 @@ class MetaPruning(Executor):
             "notes": [*notes, *prediction.notes],
         }
         return Plan.model_validate(exact.model_dump() | changed)
+
+
+def _require_latency_alone(plan: Plan) -> None:
+    """The search knows one limit, the latency at the prediction."""
+    asked = {
+        "limits": plan.limits,
+        "bounds": plan.bounds,
+        "further tables": plan.further,
+        "confidence": plan.confidence,
+    }
+    if kept := [what for what, value in asked.items() if value]:
+        raise BadInput(
+            f"this plan also keeps to {' and '.join(kept)}, which the search of MetaPruning doesn't know; plan within "
+            "the latency alone, or apply this one by l1, slimming or resrep"
+        )
 
 
 def _width(size: int, ratio: float) -> int:
