@@ -85,7 +85,7 @@ def opened(cell: Cell) -> tuple[Any, Any, Any]:
 
 
 def _profile(cell: Cell) -> None:
-    """As ``widthwise profile`` does it: the time is shared among fresh processes, one a minute, up to three."""
+    """As ``widthwise profile`` does it: the time is shared among fresh processes, one a minute, up to four."""
     from widthwise.planner.proposal import Proposer
     from widthwise.profiling.target import Target
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for

@@ -36,11 +36,11 @@ def scored(cell: Cell) -> dict[str, Any]:
         records = lut.networks(network.signature)
         away = [record.id for record in records if record.role is Role.HOLDOUT]
         timed = as_timed(network, lut)
-        surfaces = LatencyTable.load(lut, {layer.geometry for layer in timed.layers}, networks_not=away).surfaces
+        surfaces = LatencyTable.load(lut, {layer.geometry for layer in timed.layers}).without(away).surfaces
     fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
     known = [record.widths for record in fitted], np.array([record.latency_ms for record in fitted])
     predicted = predictor.predict_many([network.require_widths(chosen) for chosen in widths])
-    intervals = np.array([predictor.interval_ms(ms) for ms in predicted])
+    intervals = np.array([predictor.predict(chosen).interval_ms for chosen in widths])
     figures = {
         **accuracy(predicted, measured),
         "coverage": float(np.mean((intervals[:, 0] <= measured) & (measured <= intervals[:, 1]))),

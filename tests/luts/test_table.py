@@ -31,11 +31,11 @@ def test_surfaces_hold_the_points(lut: Lut, kit: SimpleNamespace) -> None:
 
 def test_held_out_networks_stay_out(lut: Lut, kit: SimpleNamespace) -> None:
     holdout = [n.id for n in lut.networks() if n.role is Role.HOLDOUT]
-    table = LatencyTable.load(lut, networks_not=holdout)
+    table = LatencyTable.load(lut).without(holdout)
     assert table.surface(kit.CONV).channels.tolist() == [[13, 17]]
     everything = [n.id for n in lut.networks()]
     assert table.missing([kit.CONV]) == []
-    assert LatencyTable.load(lut, networks_not=everything).missing([kit.CONV, kit.RELU]) == [kit.CONV]
+    assert LatencyTable.load(lut).without(everything).missing([kit.CONV, kit.RELU]) == [kit.CONV]
 
 
 def test_missing_geometries_are_named(lut: Lut, kit: SimpleNamespace) -> None:

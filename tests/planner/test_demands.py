@@ -90,7 +90,7 @@ def test_confidence_puts_the_upper_end_within_the_budget(
     assert plan.interval_ms[1] <= plan.budget_ms * (1 + 1e-12)
     assert plan.interval_ms[1] == pytest.approx(plan.predicted_ms * math.exp(radius))
     assert plan.confidence == level
-    with pytest.raises(BadInput, match=r"needs 999 held-out networks .* profile longer"):
+    with pytest.raises(BadInput, match=r"needs 999 measured networks .* profile longer"):
         allocate(predictor, importance, Budget.parse("60%"), lut, demands=Demands(confidence=0.999))
     just_dense = Budget(predictor.dense_ms * 1.0000001, relative=False)
     assert allocate(predictor, importance, just_dense, lut).certificate.status == "unchanged"

@@ -133,7 +133,7 @@ def test_unstable_measurements_reach_the_prediction(
         Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=5, networks=12)
         noisy = LatencyPredictor.fit(lut, wide_network).predict({})
     assert any("is unstable: profile longer" in note for note in noisy.notes)
-    assert any("held-out networks; 9 are needed" in note for note in noisy.notes)
+    assert any("measured networks; 9 are needed" in note for note in noisy.notes)
     assert predictor.predict({}).notes == ()
 
 

@@ -48,6 +48,18 @@ class Surface:
     def __len__(self) -> int:
         return len(self.latency_ms)
 
+    def without(self, networks: Collection[int]) -> Surface:
+        """The points that weren't timed in any of these networks (ids)."""
+        kept = ~np.isin(self.network_id, np.array(sorted(networks), dtype=np.int64))
+        return Surface(
+            self.geometry,
+            channels=self.channels[kept],
+            latency_ms=self.latency_ms[kept],
+            network_id=self.network_id[kept],
+            in_place=self.in_place[kept],
+            unstable=self.unstable[kept],
+        )
+
     @property
     def axes(self) -> int:
         """How many free widths the geometry has: 0, 1 or 2."""
@@ -68,23 +80,26 @@ class LatencyTable:
     surfaces: Mapping[Geometry, Surface]
 
     @classmethod
-    def load(
-        cls, lut: Lut, geometries: Collection[Geometry] | None = None, *, networks_not: Collection[int] = ()
-    ) -> Self:
+    def load(cls, lut: Lut, geometries: Collection[Geometry] | None = None) -> Self:
         """Read the surfaces of all geometries, or of some.
 
         Args:
             lut: the file.
             geometries: only these; those without a measurement are simply absent (see :meth:`missing`).
-            networks_not: ids of networks whose layers are left out, such as held-out ones.
 
         Raises:
             InvalidTable: the file is damaged.
         """
-        excluded = np.array(sorted(networks_not), dtype=np.int64)
         with translated(lut.path):
-            surfaces = {g: _surface(g, points, excluded) for g, points in lut.points(geometries).items()}
+            return cls._of({g: _surface(g, points) for g, points in lut.points(geometries).items()})
+
+    @classmethod
+    def _of(cls, surfaces: Mapping[Geometry, Surface]) -> Self:
         return cls(MappingProxyType({geometry: surface for geometry, surface in surfaces.items() if len(surface)}))
+
+    def without(self, networks: Collection[int]) -> Self:
+        """What is left when the layers of some networks (ids) are left out, such as held-out ones."""
+        return self._of({geometry: surface.without(networks) for geometry, surface in self.surfaces.items()})
 
     def missing(self, geometries: Collection[Geometry]) -> list[Geometry]:
         """Those of ``geometries`` without a single measurement, in the order given."""
@@ -120,12 +135,11 @@ class LatencyTable:
         return len(self.surfaces)
 
 
-def _surface(geometry: Geometry, points: Sequence[Point], excluded: NDArray[np.int64]) -> Surface:
+def _surface(geometry: Geometry, points: Sequence[Point]) -> Surface:
     try:
         values = np.array(points, dtype=np.float64).reshape(-1, 6)
     except (TypeError, ValueError) as error:
         raise BadRow(f"a layer of {geometry} is no measurement ({error})") from error
-    values = values[~np.isin(values[:, 3], excluded)]
     widths, latency_ms = values[:, :2], values[:, 2]
     axes = int(np.count_nonzero(widths.any(axis=0)))
     if not (np.isfinite(latency_ms).all() and (latency_ms > 0).all()):

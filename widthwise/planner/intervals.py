@@ -1,32 +1,41 @@
-"""Split conformal intervals: as wide as the errors on whole networks that nothing was fitted on.
+"""Conformal intervals: as wide as the errors on whole networks that weren't known when they were predicted.
 
-Scores are absolute logarithms of measured over predicted (Vovk et al., Algorithmic Learning in a Random World, 2005).
-Networks at the widths plans choose from and networks at any widths err differently, so each kind has scores of its own
-(Mondrian).
+Networks measured by one process are told by what the other processes measured (cross-conformal prediction: Vovk,
+Annals of Mathematics and Artificial Intelligence 74, 2015; CV+: Barber et al., Annals of Statistics 49, 2021), so the
+errors hold what differs between processes, and every network counts: an interval from the few that nothing was ever
+fitted on is that of its largest error, twice as wide in one table as in the next. Scores are absolute logarithms of
+measured over predicted. Networks at the widths plans choose from and networks at any widths err differently, so each
+kind has scores of its own (Mondrian).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import BadInput
+from widthwise.luts.records import NetworkRecord
 
-__all__ = ["CONFIDENCE", "LEAST_CALIBRATION", "Intervals", "conformal_radius"]
+__all__ = ["CONFIDENCE", "LEAST_CALIBRATION", "Intervals", "conformal_radius", "folds"]
 
 CONFIDENCE = 0.9
 LEAST_CALIBRATION = 9
-"""Fewest held-out networks for which a 90 % conformal quantile exists."""
+"""Fewest networks for which a 90 % conformal quantile exists."""
+
+_LEAST_RUNS = 3
+"""With fewer processes, predicting one's networks without it would leave half of what is known, or nothing."""
+_FOLDS = 5
 
 _Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Log errors on held-out networks.
+    """Log errors on networks that weren't known when they were predicted.
 
     Args:
         on_grid: of networks at widths worth considering.
@@ -49,15 +58,25 @@ class Intervals:
         """As :meth:`radius` on the grid, at another level; above 0 and below 1.
 
         Raises:
-            BadInput: too few networks were held out for that level.
+            BadInput: too few networks were measured for that level.
         """
         needed = math.ceil(confidence / (1 - confidence) - 1e-9)
         if len(self.on_grid) < needed:
             raise BadInput(
-                f"an interval of {confidence:.6g} confidence needs {needed} held-out networks of {name}, and the table "
+                f"an interval of {confidence:.6g} confidence needs {needed} measured networks of {name}, and the table "
                 f"has {len(self.on_grid)}: profile longer with `widthwise profile --time`, or ask for less"
             )
         return conformal_radius(np.abs(self.on_grid), confidence)
+
+
+def folds(records: Sequence[NetworkRecord]) -> list[list[NetworkRecord]]:
+    """Networks that are predicted without each other: those of one process, or every fifth where there are fewer than
+    three processes (five parts at most)."""
+    runs = sorted({record.run for record in records})
+    if len(runs) < _LEAST_RUNS:
+        return [list(records[first::_FOLDS]) for first in range(_FOLDS)]
+    part = {run: index % _FOLDS for index, run in enumerate(runs)}
+    return [[record for record in records if part[record.run] == fold] for fold in range(min(_FOLDS, len(runs)))]
 
 
 def conformal_radius(scores: _Array, confidence: float) -> float:

@@ -1,16 +1,17 @@
 """From a table to the latency of any width vector of a network, with an interval.
 
 Layers come from their surfaces (:mod:`widthwise.planner.regressors`), their sum goes through a correction
-chosen by cross-validation among none, a·Σ and a·Σ + b, and the interval is split conformal on whole networks
-that nothing was fitted on (Vovk et al.; scores are absolute logarithms of measured over predicted).
+chosen by cross-validation among none, a·Σ and a·Σ + b, and the interval is conformal on whole networks, each
+predicted without what its process measured (:mod:`widthwise.planner.intervals`).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
 from widthwise.planner.correction import Correction, choose_correction
-from widthwise.planner.intervals import LEAST_CALIBRATION, Intervals
+from widthwise.planner.intervals import LEAST_CALIBRATION, Intervals, folds
 from widthwise.planner.regressors import SurfaceRegressor
 
 __all__ = ["LatencyPredictor", "Prediction", "Statistic"]
@@ -65,16 +66,14 @@ class LatencyPredictor:
 
     Args:
         network: whose layers' geometries are in the table.
-        surfaces: one per geometry.
-        records: measured networks of the same structure; those held out calibrate the interval.
-        unstable_share: of the measured layer time, how much didn't settle.
+        table: the layers' measurements.
+        records: measured networks of the same structure; nothing is fitted on those held out.
         tail: 90 % quantile of single runs over their median, of whole networks; None where that isn't known.
         grid: group → the widths that plans choose from; any where not given.
 
     Build it with :meth:`fit`.
 
     Attributes:
-        intervals: errors on held-out networks.
         dense_ms: what the dense network took.
         statistic: of single runs that latencies are, see :meth:`at`.
     """
@@ -82,34 +81,30 @@ class LatencyPredictor:
     def __init__(
         self,
         network: Network,
-        surfaces: Mapping[Geometry, SurfaceRegressor],
+        table: LatencyTable,
         records: Sequence[NetworkRecord],
-        unstable_share: float = 0.0,
         tail: float | None = None,
         grid: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.network = network
-        self._surfaces = surfaces
+        self._records = [record for record in records if record.role is not Role.VERIFY]
+        self._table = table.without(_ids(record for record in self._records if record.role is Role.HOLDOUT))
+        self._surfaces = {geometry: SurfaceRegressor(found) for geometry, found in self._table.surfaces.items()}
         self._by_geometry: dict[Geometry, list[Layer]] = {}
         for layer in network.layers:
             self._by_geometry.setdefault(layer.geometry, []).append(layer)
         self._grid = {group: frozenset(widths) for group, widths in (grid or {}).items()}
         self._correct = Correction()
-        fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
+        fitted = [record for record in self._records if record.role is not Role.HOLDOUT]
         if usual := [record for record in fitted if not self.between(record.widths)]:
             fitted = usual
         if fitted:
             measured = np.array([record.latency_ms for record in fitted])
             self._correct = choose_correction(self.sums_ms([record.widths for record in fitted]), measured)
-        held_out = [record for record in records if record.role is Role.HOLDOUT]
-        apart = [self.between(record.widths) != () for record in held_out]
-        errors = self._log_errors(held_out)
-        self.intervals = Intervals(errors[~np.array(apart, bool)], errors[np.array(apart, bool)])
         self.statistic: Statistic = "median"
         self.tail = tail
-        dense = [record.latency_ms for record in records if record.role is Role.DENSE]
-        self.dense_ms = float(np.median(dense)) if dense else self.predict(network.dense).latency_ms
-        self._notes = _doubts(len(self.intervals.on_grid), unstable_share)
+        dense = [record.latency_ms for record in self._records if record.role is Role.DENSE]
+        self.dense_ms = float(np.median(dense)) if dense else self.predict_many([network.dense])[0]
 
     @classmethod
     def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
@@ -120,14 +115,13 @@ class LatencyPredictor:
         """
         network = as_timed(network, lut)
         records = lut.networks(network.signature)
-        held_out = [record.id for record in records if record.role is Role.HOLDOUT]
-        table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}, networks_not=held_out)
-        _require(network, table.surfaces, lut)
-        surfaces = {geometry: SurfaceRegressor(surface) for geometry, surface in table.surfaces.items()}
+        table = LatencyTable.load(lut, {layer.geometry for layer in network.layers})
+        held_out = _ids(record for record in records if record.role is Role.HOLDOUT)
+        _require(network, table.without(held_out).surfaces, lut)
         tails = [found for record in records if (found := lut.samples(record).tail) is not None]
         tail = float(np.median(tails)) if tails else None
         grid = options_from(lut, network) if network.free else {}
-        return cls(network, surfaces, records, _unstable_share(table), tail, grid)
+        return cls(network, table, records, tail, grid)
 
     def at(self, statistic: Statistic) -> LatencyPredictor:
         """The same for another statistic of single runs: their median, or the latency that nine in ten stay below.
@@ -157,6 +151,27 @@ class LatencyPredictor:
         """What turns a sum of layers into a network."""
         return self._correct
 
+    @cached_property
+    def intervals(self) -> Intervals:
+        """Errors on networks predicted without what their process measured; as many fits as there are folds."""
+        errors: dict[bool, list[float]] = {False: [], True: []}
+        for fold in folds(self._records):
+            away = _ids(fold)
+            table = self._table.without(away)
+            if len(table) < len(self._table):
+                continue  # nothing else holds some of the layers
+            kept = [record for record in self._records if record.id not in away and record.role is not Role.HOLDOUT]
+            other = LatencyPredictor(self.network, table, kept, grid=self._grid)
+            told = [record for record in fold if record.role is not Role.DENSE]
+            predicted = other.predict_many([record.widths for record in told])
+            for record, ms in zip(told, predicted, strict=True):
+                errors[bool(self.between(record.widths))].append(math.log(record.latency_ms / ms))
+        return Intervals(np.array(errors[False]), np.array(errors[True]))
+
+    @cached_property
+    def _notes(self) -> tuple[str, ...]:
+        return _doubts(len(self.intervals.on_grid), _unstable_share(self._table))
+
     @property
     def radius(self) -> float:
         """Half-width of the interval in natural logarithms; 0.05 is about ±5 %."""
@@ -166,7 +181,7 @@ class LatencyPredictor:
         """As :attr:`radius`, at another level; above 0 and below 1.
 
         Raises:
-            BadInput: too few networks were held out for that level.
+            BadInput: too few networks were measured for that level.
         """
         return self.intervals.radius_at(confidence, self.network.name)
 
@@ -251,11 +266,9 @@ class LatencyPredictor:
                 outside.append(layer.name)
         return tuple(outside)
 
-    def _log_errors(self, records: Sequence[NetworkRecord]) -> _Array:
-        if not records:
-            return np.zeros(0)
-        measured = np.array([record.latency_ms for record in records])
-        return np.asarray(np.log(measured / self.predict_many([record.widths for record in records])))
+
+def _ids(records: Iterable[NetworkRecord]) -> Collection[int]:
+    return {record.id for record in records}
 
 
 def _around(latency_ms: float, radius: float) -> tuple[float, float]:
@@ -296,11 +309,11 @@ def _unstable_share(table: LatencyTable) -> float:
     return sum(float(surface.latency_ms[surface.unstable].sum()) for surface in table.surfaces.values()) / total_ms
 
 
-def _doubts(held_out: int, unstable_share: float) -> tuple[str, ...]:
+def _doubts(told: int, unstable_share: float) -> tuple[str, ...]:
     notes = []
-    if held_out < LEAST_CALIBRATION:
+    if told < LEAST_CALIBRATION:
         notes.append(
-            f"the interval rests on {held_out} held-out networks; {LEAST_CALIBRATION} are needed for 90 % confidence: "
+            f"the interval rests on {told} measured networks; {LEAST_CALIBRATION} are needed for 90 % confidence: "
             "profile longer"
         )
     if unstable_share > _NOTED_SHARE:
@@ -310,10 +323,10 @@ def _doubts(held_out: int, unstable_share: float) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _doubts_between(between: Sequence[str], held_out: int) -> tuple[str, ...]:
+def _doubts_between(between: Sequence[str], told: int) -> tuple[str, ...]:
     if not between:
         return ()
     return (
         f"{between[0]!r} and {len(between) - 1} more groups have widths between this target's steps, which plans don't "
-        f"use; the interval rests on {held_out} held-out networks of that kind",
+        f"use; the interval rests on {told} measured networks of that kind",
     )

@@ -28,7 +28,7 @@ from widthwise.profiling.target import Target
 
 __all__ = ["Job", "WorkerDied", "profile_in_workers", "workers_for"]
 
-_MOST_WORKERS = 3
+_MOST_WORKERS = 4
 _WORTH_A_WORKER_S = 60.0
 
 
@@ -57,11 +57,11 @@ class Job:
 
 
 def workers_for(time_s: float) -> int:
-    """How many workers a profile of this length is shared among: one a minute, three at most.
+    """How many workers a profile of this length is shared among: one a minute, four at most.
 
     Example:
         >>> workers_for(20.0), workers_for(130.0), workers_for(3600.0)
-        (1, 2, 3)
+        (1, 2, 4)
     """
     return max(1, min(_MOST_WORKERS, int(time_s // _WORTH_A_WORKER_S)))
 
