@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from widthwise.luts.errors import InvalidModel
 from widthwise.network.layers import macs
 from widthwise.network.loading import load_model
-from widthwise.network.narrowing import narrow
+from widthwise.network.narrowing import narrow, tensors
 from widthwise.network.network import Network
+from widthwise.network.proof import prove
 
 
 def group_of(network: Network, producer: str) -> str:
@@ -175,3 +177,97 @@ def test_torchvision_networks_are_wholly_prunable_and_their_algebra_is_exact(nam
     assert network.parameters(widths) == sum(p.numel() for p in small.parameters())
     narrowed = Network.trace(small, example)
     assert narrowed.specs(narrowed.dense) == network.specs(widths)
+
+
+class Reading(nn.Module):
+    """Two convolutions and what is between them."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.between = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3), between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.between(self.a(x)))
+
+
+def through_a_view(y: torch.Tensor) -> torch.Tensor:
+    y.view_as(y).mul_(3.0)
+    return y
+
+
+def through_a_chunk(y: torch.Tensor) -> torch.Tensor:
+    y.chunk(2, 1)[0].add_(1.0)
+    return y
+
+
+def through_a_transpose(y: torch.Tensor) -> torch.Tensor:
+    y.transpose(2, 3).relu_()
+    return y
+
+
+def through_itself(y: torch.Tensor) -> torch.Tensor:
+    z = y.relu_()
+    y += 0.5
+    return y * z
+
+
+def through_a_slice(y: torch.Tensor) -> torch.Tensor:
+    y[:, :4].mul_(2.0)
+    return y
+
+
+@pytest.mark.parametrize(
+    "between", [through_a_view, through_a_chunk, through_a_transpose, through_itself, through_a_slice]
+)
+def test_operations_in_place_on_views_are_followed(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model, example = Reading(between).eval(), torch.randn(1, 3, 11, 13)
+    network = Network.trace(model, example)
+    assert network.free
+    proof = prove(model, network, [example])
+    assert proof.difference <= 1e-5 < proof.effect
+
+
+def test_an_assignment_to_a_part_says_what_to_write_instead() -> None:
+    def assigned(y: torch.Tensor) -> torch.Tensor:
+        y[:, :2] = 0
+        return y
+
+    with pytest.raises(InvalidModel, match=r"item assignment; instead of assigning .* torch\.cat\. widthwise needs"):
+        Network.trace(Reading(assigned), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_model_that_needs_train_mode_is_told_so() -> None:
+    class Picky(Reading):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                raise RuntimeError("call train() first")
+            return super().forward(x)
+
+    class Empty(Reading):
+        def forward(self, x: torch.Tensor) -> torch.Tensor | None:  # type: ignore[override]
+            return super().forward(x) if self.training else None
+
+    with pytest.raises(InvalidModel, match=r"call train\(\) first \(in train mode it can be; .* eval mode too\)"):
+        Network.trace(Picky(nn.ReLU()), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InvalidModel, match="its output holds no tensor in eval mode"):
+        Network.trace(Empty(nn.ReLU()), torch.zeros(1, 3, 8, 8))
+
+
+def test_channels_picked_by_the_data_stay() -> None:
+    def picked(y: torch.Tensor) -> torch.Tensor:
+        return y[:, y.mean((0, 2, 3)).topk(8).indices]
+
+    network = Network.trace(Reading(picked), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InvalidModel, match=r"no channels that may be removed .*topk"):
+        network.require_free()
+
+
+def test_complex_outputs_are_compared_as_pairs_of_reals() -> None:
+    class Spectrum(Reading):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.fft2(super().forward(x))
+
+    model, example = Spectrum(nn.ReLU()).eval(), torch.randn(1, 3, 11, 13)
+    assert [tensor.shape for tensor in tensors({"spectrum": model(example)})] == [(1, 5, 7, 9, 2)]
+    proof = prove(model, Network.trace(model, example), [example])
+    assert (proof.groups, proof.difference < 1e-5, proof.effect > 1e-3) == (1, True, True)

@@ -162,7 +162,7 @@ def silenced_outputs(
 ) -> list[torch.Tensor]:
     """The outputs of a traced dense model with the removed channels zeroed; see :func:`silenced_difference`."""
     with torch.no_grad():
-        return tensors(_Silencing(graph, network, kept).run(*example))
+        return tensors(_Silencing(graph, network, kept).run(*(tensor.clone() for tensor in example)))
 
 
 def largest_difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
@@ -182,11 +182,13 @@ def largest_difference(expected: Sequence[torch.Tensor], got: Sequence[torch.Ten
 
 
 class _Silencing(fx.Interpreter):
-    """Runs a graph with removed channels multiplied by zero after every operation."""
+    """Runs a graph with removed channels zeroed after every operation: in place, so that what is a view of a tensor
+    stays one (an operation in place on ``y.view(…)`` also changes ``y``); parameters are left alone."""
 
     def __init__(self, graph: fx.GraphModule, network: Network, kept: Kept) -> None:
         super().__init__(graph)
         masks = _masks(network, kept)
+        self._owned = {tensor.untyped_storage().data_ptr() for tensor in [*graph.parameters(), *graph.buffers()]}
         self._removed: dict[str, tuple[int, Indices]] = {}
         for name, channels in network.channels.items():
             keep = network.coupling.stays(network.coupling.free(channels.labels), masks)
@@ -198,7 +200,11 @@ class _Silencing(fx.Interpreter):
         result = super().run_node(n)
         if n.name in self._removed:
             axis, removed = self._removed[n.name]
-            result = result.index_fill(axis, torch.from_numpy(removed).to(result.device), 0.0)
+            places = torch.from_numpy(removed).to(result.device)
+            storage = result.untyped_storage()
+            if storage.data_ptr() in self._owned or result.numel() * result.element_size() > storage.nbytes():
+                return result.index_fill(axis, places, 0.0)  # a parameter, or expanded
+            result.index_fill_(axis, places, 0.0)
         return result
 
 
@@ -246,8 +252,11 @@ def _with_own_weights(small: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
-    """The tensors of a model's output, also in tuples, lists and dicts."""
+    """The tensors of a model's output, also in tuples, lists and dicts; complex ones as real (…, 2), as runtimes have
+    them."""
     if isinstance(output, torch.Tensor):
-        return [output]
+        return [torch.view_as_real(output) if output.is_complex() else output]
+    if not isinstance(output, list | tuple | Mapping):
+        return []
     values = output.values() if isinstance(output, Mapping) else output
-    return [tensor for value in values for tensor in tensors(value)] if isinstance(output, list | tuple | dict) else []
+    return [tensor for value in values for tensor in tensors(value)]

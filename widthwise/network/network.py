@@ -80,7 +80,12 @@ class Network:
         try:
             graph = trace_shapes(copied, example_meta)
         except Exception as error:  # torch.fx and the model raise what they like
-            raise InvalidModel(_untraceable(name, inputs, error)) from error
+            reason = _reason(error)
+            if _traces_in_training(copied, example_meta):
+                reason += " (in train mode it can be; its forward must run in eval mode too)"
+            raise InvalidModel(_untraceable(name, inputs, reason)) from error
+        if not graph.graph.output_node().all_input_nodes:
+            raise InvalidModel(_untraceable(name, inputs, "its output holds no tensor in eval mode"))
         coupling, channels = followed(graph)
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         layers = layers_of(graph, coupling, channels)
@@ -234,11 +239,26 @@ def _weight_sizes(module: nn.Module, coupling: Coupling, path: str) -> list[Affi
     return [coupling.affine(rows), coupling.affine(columns[: len(columns) // groups])]
 
 
-def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], error: Exception) -> str:
-    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
+def _traces_in_training(copied: nn.Module, example: tuple[torch.Tensor, ...]) -> bool:
+    try:
+        return bool(trace_shapes(copied.train(), example).graph.output_node().all_input_nodes)
+    except Exception:  # as above: it can't be traced at all
+        return False
+
+
+_ADVICE = {"item assignment": "instead of assigning to a part of a tensor, multiply it by a mask or use torch.cat"}
+"""Part of a reason → how the model can be written so that it is traced."""
+
+
+def _reason(error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    reason = reason.split(". ")[0].rstrip(".")
+    return reason.split(". ")[0].rstrip(".")
+
+
+def _untraceable(name: str, inputs: tuple[torch.Tensor, ...], reason: str) -> str:
+    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
+    advice = "".join(f"; {found}" for part, found in _ADVICE.items() if part in reason)
     return (
-        f"{name} can't be traced on input {shapes}: {reason}. widthwise needs a CNN that runs in eval mode on this "
-        "input shape and whose control flow doesn't depend on the data"
+        f"{name} can't be traced on input {shapes}: {reason}{advice}. widthwise needs a CNN that runs in eval mode on "
+        "this input shape and whose control flow doesn't depend on the data"
     )

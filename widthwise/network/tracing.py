@@ -36,7 +36,9 @@ def trace_graph(model: nn.Module) -> fx.GraphModule:
 
     Raises whatever ``torch.fx`` raises on control flow that depends on data.
     """
-    return fx.GraphModule(model, _Tracer().trace(model))
+    graph = _Tracer().trace(model)
+    _settle_augmented(graph, dict(model.named_modules()))
+    return fx.GraphModule(model, graph)
 
 
 def trace_shapes(model: nn.Module, example: tuple[torch.Tensor, ...]) -> fx.GraphModule:
@@ -52,9 +54,77 @@ def trace_shapes(model: nn.Module, example: tuple[torch.Tensor, ...]) -> fx.Grap
     return graph
 
 
+_AUGMENTED: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+# fmt: off
+_VIEWS = frozenset((
+    "Identity", "Dropout", "Dropout2d", "Flatten", "chunk", "detach", "dropout", "expand", "flatten", "getitem",
+    "narrow", "permute", "reshape", "select", "split", "squeeze", "transpose", "unbind", "unsqueeze", "view", "view_as",
+))
+# fmt: on
+"""What may give a view of its first argument, or that itself."""
+
+
+class _Proxy(fx.Proxy):
+    """Knows ``y += z`` from ``y = y + z``, which ``torch.fx`` doesn't: the first also changes what shares its memory
+    with ``y``."""
+
+    def _augmented(self, operation: Any, other: Any) -> fx.Proxy:
+        name = _AUGMENTED[operation].__name__
+        return self.tracer.create_proxy("call_function", operation, (self, other), {}, name=name)
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._augmented(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._augmented(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._augmented(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._augmented(operator.itruediv, other)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, NARROWABLE) or bool(super().is_leaf_module(m, module_qualified_name))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+def _settle_augmented(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Leaves an augmented assignment in place where that changes what something else reads later; elsewhere it is the
+    plain operation."""
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # node → the first that has its memory
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        shares = isinstance(first, fx.Node) and _may_share(node, modules)
+        memory[node] = memory[first] if shares and isinstance(first, fx.Node) else node
+    for node in graph.nodes:
+        if node.target not in _AUGMENTED:
+            continue
+        before = [other for other in graph.nodes if memory[other] is memory[node] and place[other] < place[node]]
+        if not any(place[user] > place[node] for other in before for user in other.users):
+            node.target = _AUGMENTED[node.target]
+
+
+def _may_share(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the result may have the memory of the first argument."""
+    if node.op == "call_module" and getattr(modules[str(node.target)], "inplace", False):
+        return True
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return False
+    name = callee(node, modules)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _VIEWS or node.target in _AUGMENTED or node.kwargs.get("inplace") is True
 
 
 def is_layer(node: fx.Node) -> bool:
@@ -65,6 +135,7 @@ def is_layer(node: fx.Node) -> bool:
 def kind_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """The operation's name in PyTorch's own terms, the same for ``nn.ReLU`` and ``torch.relu``."""
     name = callee(node, modules)
+    name = str(getattr(_AUGMENTED.get(node.target), "__name__", name))
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.replace("ReLU", "Relu").replace("SiLU", "Silu")).lower()
     return snake.removesuffix("_") if not snake.startswith("_") else snake
 

@@ -84,7 +84,7 @@ class LatencyPredictor:
         table: LatencyTable,
         records: Sequence[NetworkRecord],
         tail: float | None = None,
-        grid: Mapping[str, Sequence[int]] | None = None,
+        grid: Mapping[str, Collection[int]] | None = None,
     ) -> None:
         self.network = network
         self._records = [record for record in records if record.role is not Role.VERIFY]

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from widthwise.luts.spec import FREE, Geometry, LayerSpec
+from widthwise.network import narrowing
 from widthwise.network.fusion import split_tail
 from widthwise.network.network import Network
 from widthwise.profiling.runtimes.base import UnsupportedLayer
@@ -74,11 +75,7 @@ def with_stamps(graph: fx.GraphModule, network: Network, stamp: Callable[[], Non
 
 def tensors(output: object) -> tuple[torch.Tensor, ...]:
     """What a model gave, one tensor or several in tuples, lists and dicts, as float32 on the CPU."""
-    if isinstance(output, torch.Tensor):
-        return (output.detach().to("cpu", torch.float32),)
-    if isinstance(output, dict):
-        output = list(output.values())
-    return tuple(tensor for part in output for tensor in tensors(part)) if isinstance(output, tuple | list) else ()
+    return tuple(tensor.detach().to("cpu", torch.float32) for tensor in narrowing.tensors(output))
 
 
 def square_convolution(channels: int, size: int, *, batch: int = 1) -> LayerSpec:
