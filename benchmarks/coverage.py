@@ -139,7 +139,7 @@ def with_torch_pruning(model: nn.Module, examples: list[Tensor]) -> dict[str, An
     copy whose readers of the pruned channels no longer hear them (in double precision, where single isn't enough).
     """
     found, difference = _pruned(model, examples)
-    if not difference <= TOLERANCE:
+    if TOLERANCE < difference < math.inf:
         difference = min(difference, _pruned(model.double(), [example.double() for example in examples])[1])
     if difference < math.inf:
         found["difference"] = difference
