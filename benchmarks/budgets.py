@@ -15,6 +15,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,44 @@ from benchmarks.machine import caption, keep
 
 NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
 BUDGETS = ("80%", "60%", "40%")
+
+
+def delivered(
+    model: Any, example: Any, path: Path, *, name: str, budgets: Sequence[str], replan: int
+) -> Iterator[dict[str, Any]]:
+    """Plans for each budget from the table, measured and planned anew; the table gains every measurement."""
+    import widthwise as ww
+    from widthwise.luts.errors import InfeasibleBudget
+    from widthwise.luts.store import Lut
+    from widthwise.planner.closed_loop import best_of, close_loop
+
+    for budget in budgets:
+        try:
+            with Lut.open(path, readonly=True) as lut:
+                plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
+        except InfeasibleBudget as error:
+            print(f"{name} at {budget}: {error}", flush=True)
+            continue
+        attempts = close_loop(plan, model, [example], path=path, rounds=replan)
+        best, found = best_of(attempts), attempts[0].verification
+        yield {
+            "budget": budget,
+            "dense_ms": plan.dense_ms,
+            "pace": found.pace,
+            "budget_ms": plan.budget_ms,
+            "predicted_ms": plan.predicted_ms,
+            "interval_ms": plan.interval_ms,
+            "measured_ms": found.measured_ms,
+            "measured_interval_ms": found.measured_interval_ms,
+            "measured_to_budget": found.measured_ms / plan.budget_ms,
+            "attempts": [attempt.share for attempt in attempts],
+            "best": best.share,
+            "best_importance": best.plan.importance,
+            "gap": plan.gap,
+            "solve_seconds": plan.certificate.seconds,
+            "importance": plan.importance,
+            "networks": plan.table.networks,
+        }
 
 
 def run(
@@ -34,54 +73,21 @@ def run(
     import torch
 
     import widthwise as ww
-    from widthwise.luts.errors import InfeasibleBudget
     from widthwise.network.loading import load_model
-    from widthwise.planner.closed_loop import best_of, close_loop
 
     torch.set_num_threads(1)
     name = f"torchvision:{network}"
     model = load_model(name)
     example = torch.randn(arguments.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         path = Path(folder) / "device.lut"
-        with ww.profile(model, example, path=path, time_s=arguments.time, name=name, **options) as lut:
-            profile_seconds = time.perf_counter() - start
-            for budget in arguments.budgets:
-                try:
-                    plan = ww.plan(model, example, lut=lut, budget=budget, name=name)
-                except InfeasibleBudget as error:
-                    print(f"{network} at {budget}: {error}", flush=True)
-                    continue
-                attempts = close_loop(plan, model, [example], path=path, rounds=arguments.replan)
-                best, found = best_of(attempts), attempts[0].verification
-                rows.append(
-                    {
-                        "network": network,
-                        "batch": arguments.batch,
-                        **options,
-                        "budget": budget,
-                        "dense_ms": plan.dense_ms,
-                        "pace": found.pace,
-                        "budget_ms": plan.budget_ms,
-                        "predicted_ms": plan.predicted_ms,
-                        "interval_ms": plan.interval_ms,
-                        "measured_ms": found.measured_ms,
-                        "measured_interval_ms": found.measured_interval_ms,
-                        "measured_to_budget": found.measured_ms / plan.budget_ms,
-                        "attempts": [attempt.share for attempt in attempts],
-                        "best": best.share,
-                        "best_importance": best.plan.importance,
-                        "gap": plan.gap,
-                        "solve_seconds": plan.certificate.seconds,
-                        "importance": plan.importance,
-                        "networks": plan.table.networks,
-                        "profile_seconds": profile_seconds,
-                    }
-                )
+        ww.profile(model, example, path=path, time_s=arguments.time, name=name, **options).close()
+        profile_seconds = time.perf_counter() - start
+        found = delivered(model, example, path, name=name, budgets=arguments.budgets, replan=arguments.replan)
+        rows = [{"network": network, "batch": arguments.batch, **options, **row} for row in found]
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    results.put(json.dumps([{**row, "peak_gb": peak_gb} for row in rows]))
+    results.put(json.dumps([{**row, "profile_seconds": profile_seconds, "peak_gb": peak_gb} for row in rows]))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import math
+import resource
 import subprocess
 import sys
 import time
@@ -35,7 +36,9 @@ _SIDES = {
     "ssdlite320_mobilenet_v3_large": 128,
     "bat_resnext26ts": 256,
 }
-_TIMEOUT_S = 1500
+_TIMEOUT_S = 600
+_MEMORY_BYTES = 16 << 30
+"""More than any of the networks needs; what takes more is stopped, before the machine is."""
 _RATIO = 0.25
 """Share of channels that Torch-Pruning is asked to remove from a group."""
 
@@ -217,6 +220,7 @@ def one(suite: str, name: str, who: str) -> dict[str, Any]:
     """What one network gives, errors included."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     model, examples = load(suite, name)
     try:
         return WHO[who](model, examples)

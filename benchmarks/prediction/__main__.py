@@ -4,8 +4,9 @@ A cell is a network on a target. It is profiled (four minutes), then networks ar
 quarter at random widths that are multiples of the steps found, a quarter at any widths, half as a planner would choose
 them. Each is measured twice, in two processes, beside the dense network. The table gives the predictions' errors, the
 interval's coverage and width, the difference between the two measurements (noise), and the errors of what others
-predict with, fitted on the same measurements. ``--table`` prints what is on record, predicted anew where the tables
-under ``build/prediction`` are still there.
+predict with, fitted on the same measurements. A second table: plans for 80, 60, 40 and 30 % of the dense latency from
+the same table, measured over budget at first and after at most two new plans. ``--table`` prints what is on record,
+predicted anew where the tables under ``build/prediction`` are still there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ def line(cell: Cell, found: dict[str, Any]) -> str:
     return f"| {cell.network} | {cell.target}{threads} | {cell.time_s:.0f} | {' | '.join(ours)} |"
 
 
+def plan_lines(cell: Cell) -> list[str]:
+    """Rows of the table of budgets."""
+    rows = json.loads(cell.record.read_text()).get("budgets", [])
+    return [
+        f"| {cell.network} | {cell.target} | {row['budget']} | {row['attempts'][0]:.3f} | **{row['best']:.3f}** "
+        f"| {len(row['attempts']) - 1} |"
+        for row in rows
+    ]
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,17 +75,20 @@ def main() -> None:
         Cell(network, target, arguments.threads, time_s)
         for target, network, time_s in itertools.product(arguments.target, arguments.networks, arguments.time)
     ]  # fmt: skip
-    rows, all_found = [], []
+    rows, all_found, plans = [], [], []
     for cell in cells:
         if not arguments.table:
             complete(cell, arguments.each)
         all_found.append(figures(cell))
         rows.append(line(cell, all_found[-1]))
+        plans += plan_lines(cell)
         print(rows[-1], flush=True)
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|\n" + "\n".join(rows))
     slowest = {key: max(found[key] for found in all_found) for key in ("fit_s", "one_ms", "ten_thousand_s")}
     fit_s, one_ms, many_s = slowest.values()
     print(f"\nAt most {fit_s:.1f} s to fit, {one_ms:.1f} ms for one prediction, {many_s:.1f} s for 10,000 in one call.")
+    print("\n| network | target | budget | first ÷ budget | after new plans | new plans |\n" + "|---" * 6 + "|")
+    print("\n".join(plans))
     print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
 
 

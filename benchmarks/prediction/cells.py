@@ -1,4 +1,5 @@
-"""A cell: one network on one target. Profiled, then held-out networks are drawn and measured twice.
+"""A cell: one network on one target. Profiled, then held-out networks are drawn and measured twice; then plans are made
+for budgets from the same table, measured and corrected.
 
 Every step runs in a process of its own and leaves its result behind, so a run that breaks off is gone on with, and a
 changed predictor can be judged on tables and measurements that were made before it.
@@ -9,16 +10,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.budgets import delivered
 from benchmarks.machine import RESULTS, machine
 
 HERE = RESULTS / "prediction"
 WORK = Path("build/prediction")
 KINDS = ("random, aligned", "random, odd", "planned")
+BUDGETS = ("80%", "60%", "40%", "30%")
 _SEED = 20261126
 _TOGETHER_BYTES = 300e6
 _MOST_TOGETHER = 12
@@ -60,13 +64,17 @@ def complete(cell: Cell, each: int) -> None:
             for network, ms in zip(networks, apart(_measure, cell, [n["widths"] for n in networks]), strict=True):
                 network[measured] = ms
             drafts.write_text(json.dumps(networks))
-    keep(cell, networks)
+    plans = cell.table.with_suffix(".budgets.json")
+    if not plans.is_file():
+        print(f"{cell.name}: plans", flush=True)
+        plans.write_text(json.dumps(apart(_deliver, cell)))
+    keep(cell, networks, json.loads(plans.read_text()))
 
 
-def keep(cell: Cell, networks: Any) -> None:
-    """The record: what was drawn and measured."""
+def keep(cell: Cell, networks: Any, budgets: Any) -> None:
+    """The record: what was drawn and measured, and what plans measured."""
     HERE.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "cell": vars(cell), "networks": networks}
+    record = {"machine": machine(), "cell": vars(cell), "networks": networks, "budgets": budgets}
     cell.record.write_text(json.dumps(record) + "\n")
 
 
@@ -158,6 +166,14 @@ def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
             taken = [timing.measurement(1.0).latency_ms for timing in schedule.measure([dense, *sessions], pace)]
             found += [ms / taken[0] * dense_ms for ms in taken[1:]]
     return found
+
+
+def _deliver(cell: Cell) -> list[dict[str, Any]]:
+    """Budgets, each at most twice planned anew, on a copy of the table."""
+    model, example, network = opened(cell)
+    copied = cell.table.with_suffix(".delivered")
+    shutil.copy(cell.table, copied)
+    return list(delivered(model, example, copied, name=network.name, budgets=BUDGETS, replan=2))
 
 
 def _answer(queue: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
