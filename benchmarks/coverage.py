@@ -42,6 +42,9 @@ _MEMORY_BYTES = 16 << 30
 _RATIO = 0.25
 """Share of channels that Torch-Pruning is asked to remove from a group."""
 
+_ALSO_OUTPUTS = {"SSDFeatureExtractorVGG": ["features.21"]}
+"""Layers that make outputs, where widthwise names another reason for their being locked."""
+
 _NO_CNN = ("vit_", "swin_", "maxvit")
 
 TIMM = (
@@ -178,18 +181,18 @@ def _pruned(model: nn.Module, examples: list[Tensor]) -> tuple[dict[str, Any], f
 
 
 def _ending(model: nn.Module, examples: list[Tensor]) -> list[nn.Module]:
-    """The layers that make outputs, or what outputs are views of; a user of Torch-Pruning has to name them."""
-    made: list[tuple[nn.Module, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda m, _, out: made.append((m, out)))
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    ]
-    with torch.no_grad():
-        outputs = {tensor.untyped_storage().data_ptr() for tensor in tensors(model(*examples))}
-    for hook in hooks:
-        hook.remove()
-    return [module for module, result in made if result.untyped_storage().data_ptr() in outputs] or [made[-1][0]]
+    """The layers whose channels are the network's outputs, which a user of Torch-Pruning has to name."""
+    from widthwise.luts.errors import InvalidModel
+    from widthwise.network.network import Network
+
+    try:
+        groups = Network.trace(model, examples).groups
+    except InvalidModel:
+        return [[module for module in model.modules() if isinstance(module, nn.Linear)][-1]]
+    modules = dict(model.named_modules())
+    ending = [path for group in groups if group.locked == "it is the network's output" for path in group.producers]
+    ending += _ALSO_OUTPUTS.get(type(model).__name__, [])
+    return [modules[path] for path in ending if path in modules]
 
 
 def _silence_reader(module: nn.Module, removed: list[int]) -> None:

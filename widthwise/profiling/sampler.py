@@ -52,15 +52,19 @@ the machine: they slow down unequally (MobileNetV2 by 12 % more than the referen
 _OFF_GRID = (6, 4)
 """Of every six networks the one with this remainder has widths of any kind: plans don't use them, but users may ask
 what a network costs whose widths are no multiples of anything. On ONNX Runtime such a ResNet-18 takes 18 % longer than
-what networks at multiples of 16 tell. Every other one is held out."""
+what networks at multiples of 16 tell."""
+
+_OFF_GRID_HELD_OUT = 4
+"""One in so many of them is held out."""
 
 _LEAST_SCALE = 0.15
 """Scaled networks keep so much of each width at least, or a share drawn evenly on a logarithmic scale from there. Drawn
 evenly from 0.2 on, 1 of 24 ResNet-18s took less than a fifth of the dense one's time, and the correction knew nothing
 of small networks, which stay in the caches: it put those of a tenth 10 % too high (OpenVINO)."""
 
-_HELD_OUT = ((40, 4), (math.inf, 10))
-"""Of the first 40 networks one in four is held out, since an interval rests on at least nine; later one in ten."""
+_HELD_OUT = 10
+"""One network in so many is held out, at random. Intervals don't rest on these alone, see
+:mod:`widthwise.planner.intervals`; they stay unknown to every fit, for whoever wants to judge one."""
 
 
 class Adviser(Protocol):
@@ -238,19 +242,18 @@ class WidthSampler:
         rng = random.Random(f"{self._seed}:{index}")
         every, place = _OFF_GRID
         if index % every == place:
-            role = Role.HOLDOUT if index // every % 2 else Role.FIT
+            role = Role.HOLDOUT if index // every % _OFF_GRID_HELD_OUT == 1 else Role.FIT
             return Draw(self._any(rng), role, off_grid=True)
         style = (self._independent, self._scaled, self._corners)[index % 3]
         return Draw(style(rng), Role.HOLDOUT if self._is_held_out(index) else Role.FIT)
 
     def _is_held_out(self, index: int) -> bool:
         """One at random of each stretch of networks, the dense ones and those off the grid aside."""
-        length = next(length for until, length in _HELD_OUT if index < until)
-        stretch = index // length
+        stretch = index // _HELD_OUT
         every, place = _OFF_GRID
-        stretched = range(stretch * length, (stretch + 1) * length)
+        stretched = range(stretch * _HELD_OUT, (stretch + 1) * _HELD_OUT)
         rest = [other for other in stretched if other % _DENSE_EVERY and other % every != place]
-        return index == random.Random(f"{self._seed}:holdout:{length}:{stretch}").choice(rest)
+        return index == random.Random(f"{self._seed}:holdout:{stretch}").choice(rest)
 
     def _independent(self, rng: random.Random) -> dict[str, int]:
         return {group: rng.choice(widths) for group, widths in self._options.items()}
