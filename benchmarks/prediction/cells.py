@@ -12,7 +12,7 @@ import multiprocessing
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ HERE = RESULTS / "prediction"
 WORK = Path("build/prediction")
 KINDS = ("random, aligned", "random, odd", "planned")
 BUDGETS = ("80%", "60%", "40%", "30%")
+USUAL_TIME_S = 240.0
 _SEED = 20261126
 _TOGETHER_BYTES = 300e6
 _MOST_TOGETHER = 12
@@ -42,6 +43,11 @@ class Cell:
         return f"{self.network}-{self.target.replace(':', '-')}-{self.threads}-{self.time_s:.0f}s"
 
     @property
+    def usual(self) -> Cell:
+        """The same with the usual time, whose held-out networks tell about other times too."""
+        return replace(self, time_s=USUAL_TIME_S)
+
+    @property
     def table(self) -> Path:
         return WORK / f"{self.name}.lut"
 
@@ -57,6 +63,9 @@ def complete(cell: Cell, each: int) -> None:
     if not cell.table.is_file():
         print(f"{cell.name}: profiling", flush=True)
         apart(_profile, cell)
+    if cell != cell.usual and cell.usual.record.is_file() and cell.usual.table.is_file():
+        keep(cell, apart(_on_scale, cell), [])
+        return
     networks = json.loads(drafts.read_text()) if drafts.is_file() else apart(_draw, cell, each)
     for measured in ("first_ms", "second_ms"):
         if measured not in networks[0]:
@@ -76,6 +85,21 @@ def keep(cell: Cell, networks: Any, budgets: Any) -> None:
     HERE.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine(), "cell": vars(cell), "networks": networks, "budgets": budgets}
     cell.record.write_text(json.dumps(record) + "\n")
+
+
+def _on_scale(cell: Cell) -> list[dict[str, Any]]:
+    """The networks of the usual cell, their latencies on the scale of this one's table: as ratios to the dense one."""
+    from widthwise.luts.store import Lut
+    from widthwise.planner.predictor import LatencyPredictor
+
+    _, _, network = opened(cell)
+    dense_ms = []
+    for other in (cell, cell.usual):
+        with Lut.open(other.table, readonly=True) as lut:
+            dense_ms.append(LatencyPredictor.fit(lut, network).dense_ms)
+    scale = dense_ms[0] / dense_ms[1]
+    networks = json.loads(cell.usual.record.read_text())["networks"]
+    return [found | {key: found[key] * scale for key in ("first_ms", "second_ms")} for found in networks]
 
 
 def opened(cell: Cell) -> tuple[Any, Any, Any]:

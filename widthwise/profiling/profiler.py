@@ -172,8 +172,8 @@ class Profiler:
         )
         elapsed_s = last_s = 0.0
         with cheap_collections():
-            # half of what the last batch took is counted in advance, so that the last one ends about in time
-            while batch := sampler.ask((elapsed_s + last_s / 2) / max(time_s, 1e-9)):
+            # what the last batch took is counted in advance, so that the last one ends in time
+            while batch := sampler.ask((elapsed_s + last_s) / max(time_s, 1e-9)):
                 sampler.tell(batch, self._time(run, batch))
                 last_s = time.perf_counter() - start - elapsed_s
                 elapsed_s += last_s

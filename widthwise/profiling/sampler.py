@@ -28,7 +28,7 @@ from widthwise.network.network import Network
 __all__ = ["MOST_NETWORKS", "Adviser", "Batch", "Draw", "Sampler", "WidthSampler", "grid_points", "uncovered_specs"]
 
 MOST_NETWORKS = 100
-_KNOWN_NETWORKS = 32
+_KNOWN_NETWORKS = 24
 """A network whose layers a table knows from others needs no more: they find its correction and its interval."""
 
 _ENOUGH_POINTS = 8
