@@ -135,6 +135,6 @@ def test_networks_long_timed_are_freed(
 
     monkeypatch.setattr("widthwise.profiling.profiler.narrow", remembering)
     target = Target.parse("torch:cpu")
-    profile(branches, network, (example,), target=target, path=tmp_path / "t.lut", time_s=60, networks=16)
+    profile(branches, network, (example,), target=target, path=tmp_path / "t.lut", time_s=300, networks=16)
     assert len(built) == 18  # the dense one also warms up the machine, and says what outputs must be
     assert most_alive <= 4  # those of one batch

@@ -120,7 +120,7 @@ def test_a_second_network_of_known_layers_needs_fewer_measurements(
     assert Sampler(network, lut)._most_networks == 100
     deeper = Network.trace(wide, (wide_example,), name="deeper")
     object.__setattr__(deeper, "signature", "another")
-    assert Sampler(deeper, lut)._most_networks == 32
+    assert Sampler(deeper, lut)._most_networks == 24
 
 
 def test_what_the_runtime_cannot_time_alone_is_not_asked_for_again(lut: Lut, wide_network: Network) -> None:

@@ -170,7 +170,7 @@ class Profiler:
             seed=self._seed,
             adviser=self._adviser,
         )
-        elapsed_s = last_s = 0.0
+        elapsed_s, last_s = time.perf_counter() - start, 0.0
         with cheap_collections():
             # what the last batch took is counted in advance, so that the last one ends in time
             while batch := sampler.ask((elapsed_s + last_s) / max(time_s, 1e-9)):
