@@ -13,7 +13,7 @@ from torch import nn
 from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
-from widthwise.planner.correction import Correction, choose_correction
+from widthwise.planner.correction import choose_correction, weighed
 from widthwise.planner.intervals import Intervals, conformal_radius
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
@@ -157,10 +157,20 @@ def test_an_affine_correction_is_recovered(scale: float, offset_ms: float, seed:
     assert found.offset_ms == pytest.approx(offset_ms, rel=1e-4)
 
 
-def test_what_needs_no_correction_gets_none() -> None:
+def test_what_needs_no_line_gets_none() -> None:
     rng = np.random.default_rng(0)
     sums = rng.uniform(5, 50, size=40)
-    assert choose_correction(sums, sums * np.exp(rng.normal(0, 0.01, 40))) == Correction()
+    found = choose_correction(sums, 1.03 * sums * np.exp(rng.normal(0, 0.01, 40)))
+    assert (found.offset_ms, found.scale) == (0.0, pytest.approx(1.03, abs=0.005))
+
+
+@given(st.floats(0.8, 1.25), st.floats(1.0, 100.0))
+def test_the_dense_latency_lies_where_it_is_certain(ratio: float, predicted_ms: float) -> None:
+    scatter = np.array([-2.0, 1.0, 0.0, -1.0, 2.0])
+    calm, wild = (weighed(predicted_ms * ratio * np.exp(sd * scatter), predicted_ms) for sd in (1e-4, 0.1))
+    assert calm == pytest.approx(predicted_ms * ratio, rel=1e-2)
+    assert abs(np.log(wild / predicted_ms)) <= 0.1 * abs(np.log(ratio)) + 1e-9
+    assert weighed(np.zeros(0), predicted_ms) == predicted_ms
 
 
 def test_two_networks_are_enough_for_a_scale() -> None:

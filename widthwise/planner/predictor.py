@@ -1,7 +1,7 @@
 """From a table to the latency of any width vector of a network, with an interval.
 
 Layers come from their surfaces (:mod:`widthwise.planner.regressors`), their sum goes through a correction
-chosen by cross-validation among none, a·Σ and a·Σ + b, and the interval is conformal on whole networks, each
+chosen by cross-validation among a·Σ and a·Σ + b, and the interval is conformal on whole networks, each
 predicted without what its process measured (:mod:`widthwise.planner.intervals`).
 """
 
@@ -28,7 +28,7 @@ from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
-from widthwise.planner.correction import Correction, choose_correction
+from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, Intervals, folds
 from widthwise.planner.regressors import SurfaceRegressor
 
@@ -74,7 +74,7 @@ class LatencyPredictor:
     Build it with :meth:`fit`.
 
     Attributes:
-        dense_ms: what the dense network took.
+        dense_ms: what the dense network takes: its own measurements, and what the others tell of it.
         statistic: of single runs that latencies are, see :meth:`at`.
     """
 
@@ -103,8 +103,8 @@ class LatencyPredictor:
             self._correct = choose_correction(self.sums_ms([record.widths for record in fitted]), measured)
         self.statistic: Statistic = "median"
         self.tail = tail
-        dense = [record.latency_ms for record in self._records if record.role is Role.DENSE]
-        self.dense_ms = float(np.median(dense)) if dense else self.predict_many([network.dense])[0]
+        dense = np.array([record.latency_ms for record in self._records if record.role is Role.DENSE])
+        self.dense_ms = weighed(dense, float(self.predict_many([network.dense])[0]))
 
     @classmethod
     def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
