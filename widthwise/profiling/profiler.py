@@ -30,7 +30,7 @@ from widthwise.profiling.faithful import require_faithful
 from widthwise.profiling.gauge import REFERENCE
 from widthwise.profiling.memory import cheap_collections, return_free_memory
 from widthwise.profiling.runtimes import Candidate, Runtime, Session, UnsupportedLayer, open_runtime
-from widthwise.profiling.sampler import MOST_NETWORKS, Adviser, Batch, Draw, Sampler
+from widthwise.profiling.sampler import LEAST_NETWORKS, MOST_NETWORKS, Adviser, Batch, Draw, Sampler
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
 
@@ -170,13 +170,16 @@ class Profiler:
             seed=self._seed,
             adviser=self._adviser,
         )
-        elapsed_s, last_s = time.perf_counter() - start, 0.0
+        elapsed_s = time.perf_counter() - start
+        took_s = {True: 0.0, False: 0.0}  # by the last batch of networks, and of single layers
         with cheap_collections():
-            # what the last batch took is counted in advance, so that the last one ends in time
-            while batch := sampler.ask((elapsed_s + last_s) / max(time_s, 1e-9)):
+            while batch := sampler.ask(elapsed_s / max(time_s, 1e-9)):
+                kind = bool(batch.networks)
+                if elapsed_s + took_s[kind] > time_s and sampler.networks >= LEAST_NETWORKS:
+                    break  # it would end late
                 sampler.tell(batch, self._time(run, batch))
-                last_s = time.perf_counter() - start - elapsed_s
-                elapsed_s += last_s
+                took_s[kind] = time.perf_counter() - start - elapsed_s
+                elapsed_s += took_s[kind]
                 self._on_progress(
                     min(elapsed_s / max(time_s, 1e-9), 1.0),
                     f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",

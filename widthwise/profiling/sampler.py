@@ -25,9 +25,22 @@ from widthwise.luts.store import Lut
 from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths
 from widthwise.network.network import Network
 
-__all__ = ["MOST_NETWORKS", "Adviser", "Batch", "Draw", "Sampler", "WidthSampler", "grid_points", "uncovered_specs"]
+__all__ = [
+    "LEAST_NETWORKS",
+    "MOST_NETWORKS",
+    "Adviser",
+    "Batch",
+    "Draw",
+    "Sampler",
+    "WidthSampler",
+    "grid_points",
+    "uncovered_specs",
+]
 
 MOST_NETWORKS = 100
+LEAST_NETWORKS = 3
+"""The dense network and two narrowed ones are measured in any case."""
+
 _KNOWN_NETWORKS = 24
 """A network whose layers a table knows from others needs no more: they find its correction and its interval."""
 
@@ -152,7 +165,7 @@ class Sampler:
 
     def ask(self, share: float) -> Batch | None:
         """What to time next, ``share`` of the time being over; None when there is nothing left that is worth it."""
-        if self.networks < min(3, self._most_networks):
+        if self.networks < min(LEAST_NETWORKS, self._most_networks):
             return self._ask_networks()
         if share < _NETWORK_SHARE:
             if self.networks >= _STEPS_AFTER and (probes := self._ask_steps(share)):
