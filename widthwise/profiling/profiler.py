@@ -174,12 +174,12 @@ class Profiler:
         took_s = {True: 0.0, False: 0.0}  # by the last batch of networks, and of single layers
         with cheap_collections():
             while batch := sampler.ask(elapsed_s / max(time_s, 1e-9)):
-                kind = bool(batch.networks)
-                if elapsed_s + took_s[kind] > time_s and sampler.networks >= LEAST_NETWORKS:
+                kind, asked_s = bool(batch.networks), time.perf_counter() - start  # advice takes seconds, too
+                if asked_s + took_s[kind] > time_s and sampler.networks >= LEAST_NETWORKS:
                     break  # it would end late
                 sampler.tell(batch, self._time(run, batch))
-                took_s[kind] = time.perf_counter() - start - elapsed_s
-                elapsed_s += took_s[kind]
+                elapsed_s = time.perf_counter() - start
+                took_s[kind] = elapsed_s - asked_s
                 self._on_progress(
                     min(elapsed_s / max(time_s, 1e-9), 1.0),
                     f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",
