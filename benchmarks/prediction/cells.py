@@ -23,6 +23,9 @@ HERE = RESULTS / "prediction"
 WORK = Path("build/prediction")
 KINDS = ("random, aligned", "random, odd", "planned")
 BUDGETS = ("80%", "60%", "40%", "30%")
+MEASURED = ("first_share", "second_share")
+"""Of the dense network's latency."""
+
 USUAL_TIME_S = 240.0
 _SEED = 20261126
 _TOGETHER_BYTES = 300e6
@@ -64,14 +67,14 @@ def complete(cell: Cell, each: int) -> None:
         print(f"{cell.name}: profiling", flush=True)
         apart(_profile, cell)
     if cell != cell.usual and cell.usual.record.is_file() and cell.usual.table.is_file():
-        keep(cell, apart(_on_scale, cell), [])
+        keep(cell, json.loads(cell.usual.record.read_text())["networks"], [])
         return
     networks = json.loads(drafts.read_text()) if drafts.is_file() else apart(_draw, cell, each)
-    for measured in ("first_ms", "second_ms"):
+    for measured in MEASURED:
         if measured not in networks[0]:
             print(f"{cell.name}: measuring {len(networks)} networks", flush=True)
-            for network, ms in zip(networks, apart(_measure, cell, [n["widths"] for n in networks]), strict=True):
-                network[measured] = ms
+            for network, share in zip(networks, apart(_measure, cell, [n["widths"] for n in networks]), strict=True):
+                network[measured] = share
             drafts.write_text(json.dumps(networks))
     plans = cell.table.with_suffix(".budgets.json")
     if not plans.is_file():
@@ -85,21 +88,6 @@ def keep(cell: Cell, networks: Any, budgets: Any) -> None:
     HERE.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine(), "cell": vars(cell), "networks": networks, "budgets": budgets}
     cell.record.write_text(json.dumps(record) + "\n")
-
-
-def _on_scale(cell: Cell) -> list[dict[str, Any]]:
-    """The networks of the usual cell, their latencies on the scale of this one's table: as ratios to the dense one."""
-    from widthwise.luts.store import Lut
-    from widthwise.planner.predictor import LatencyPredictor
-
-    _, _, network = opened(cell)
-    dense_ms = []
-    for other in (cell, cell.usual):
-        with Lut.open(other.table, readonly=True) as lut:
-            dense_ms.append(LatencyPredictor.fit(lut, network).dense_ms)
-    scale = dense_ms[0] / dense_ms[1]
-    networks = json.loads(cell.usual.record.read_text())["networks"]
-    return [found | {key: found[key] * scale for key in ("first_ms", "second_ms")} for found in networks]
 
 
 def opened(cell: Cell) -> tuple[Any, Any, Any]:
@@ -159,12 +147,11 @@ def random_widths(options: Mapping[str, Sequence[int]], seed: str) -> dict[str, 
 
 
 def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
-    """Each network's latency where the dense one's is the table's, in interleaved runs beside it."""
+    """Each network's latency over the dense one's, in interleaved runs beside it."""
     import torch
 
     from widthwise.luts.store import Lut
     from widthwise.network.fusion import fused
-    from widthwise.planner.predictor import LatencyPredictor
     from widthwise.profiling.profiler import candidate_for
     from widthwise.profiling.runtimes import open_runtime
     from widthwise.profiling.schedule import Pace, Schedule
@@ -172,7 +159,7 @@ def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
 
     model, example, network = opened(cell)
     with Lut.open(cell.table, readonly=True) as lut:
-        dense_ms, quiet_ms = LatencyPredictor.fit(lut, network).dense_ms, lut.quiet_reference_ms
+        quiet_ms = lut.quiet_reference_ms
         target = Target.from_dict(dict(lut.target))
     runtime = open_runtime(target)
     timed = fused(network) if runtime.fuses else network
@@ -188,7 +175,7 @@ def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
             sessions = [runtime.network(candidate_for(model, timed, chosen, (example,))) for chosen in part]
             pace = Pace(blocks=6, most_blocks=10, half_width=0.01, cap_s=1.5)
             taken = [timing.measurement(1.0).latency_ms for timing in schedule.measure([dense, *sessions], pace)]
-            found += [ms / taken[0] * dense_ms for ms in taken[1:]]
+            found += [ms / taken[0] for ms in taken[1:]]
     return found
 
 

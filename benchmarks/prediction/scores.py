@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.prediction.baselines import BASELINES
-from benchmarks.prediction.cells import KINDS, Cell, opened
+from benchmarks.prediction.cells import KINDS, MEASURED, Cell, opened
 
 _Array = npt.NDArray[np.float64]
 
@@ -25,8 +25,6 @@ def scored(cell: Cell) -> dict[str, Any]:
 
     held_out = json.loads(cell.record.read_text())["networks"]
     widths = [network["widths"] for network in held_out]
-    first, second = (np.array([network[key] for network in held_out]) for key in ("first_ms", "second_ms"))
-    measured = np.sqrt(first * second)
     kinds = np.array([network["kind"] for network in held_out])
     _, _, network = opened(cell)
     with Lut.open(cell.table, readonly=True) as lut:
@@ -39,11 +37,13 @@ def scored(cell: Cell) -> dict[str, Any]:
         surfaces = LatencyTable.load(lut, {layer.geometry for layer in timed.layers}).without(away).surfaces
     fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
     known = [record.widths for record in fitted], np.array([record.latency_ms for record in fitted])
+    first, second = (predictor.dense_ms * np.array([network[key] for network in held_out]) for key in MEASURED)
+    measured = np.sqrt(first * second)
     predicted = predictor.predict_many([network.require_widths(chosen) for chosen in widths])
     intervals = np.array([predictor.predict(chosen).interval_ms for chosen in widths])
     figures = {
         **accuracy(predicted, measured),
-        "coverage": float(np.mean((intervals[:, 0] <= measured) & (measured <= intervals[:, 1]))),
+        "coverage": float(np.mean([(intervals[:, 0] <= ms) & (ms <= intervals[:, 1]) for ms in (first, second)])),
         "interval_width": float(np.mean((intervals[:, 1] - intervals[:, 0]) / predicted)),
         "noise": float(np.mean(np.abs(first / second - 1))),
         "networks": len(records),
