@@ -256,7 +256,7 @@ def test_plan_within_limits(place: Path, model: str, tmp_path: Path) -> None:
         (("--budget", "60%", "--min-width", "b=9", "--max-width", "b=8"), "none are both"),
         (("--budget", "60%", "--max-macs", "lots"), "is no upper limit"),
         (("--budget", "60%", "--confidence", "1.5"), "a confidence must be above 0 and below 1"),
-        (("--budget", "60%", "--confidence", "0.9999"), "held-out networks"),
+        (("--budget", "60%", "--confidence", "0.9999"), "measured networks"),
         (("--budget", "60%", "--also", ":50%"), "names no table"),
         (("--budget", "60%", "--also", "nowhere.lut"), "no table nowhere.lut"),
     ):
