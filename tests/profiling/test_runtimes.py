@@ -79,6 +79,14 @@ class TestCudaGraphHalf(RuntimeConformance):
     target = Target.parse("torch-cudagraph:cuda", dtype="float16", memory_format="channels_last")
 
 
+class TestOnnxRuntimeCuda(RuntimeConformance):
+    target = Target.parse("onnxruntime:cuda")
+
+
+class TestOnnxRuntimeCudaHalf(RuntimeConformance):
+    target = Target.parse("onnxruntime:cuda", dtype="float16", memory_format="channels_last")
+
+
 class TestTensorRt(RuntimeConformance):
     target = Target.parse("tensorrt:cuda")
 
@@ -129,7 +137,9 @@ def test_impossible_targets(text: str, options: dict[str, object], message: str)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("text", ["torch:cuda", "torch:cuda:1", "torch-cudagraph:cuda", "tensorrt:cuda"])
+@pytest.mark.parametrize(
+    "text", ["torch:cuda", "torch:cuda:1", "torch-cudagraph:cuda", "onnxruntime:cuda", "tensorrt:cuda"]
+)
 def test_a_gpu_target_without_a_gpu_says_what_helps(text: str) -> None:
     with pytest.raises(InvalidTarget, match=f"target {text} needs an NVIDIA GPU .* `widthwise device` .* torch:cpu"):
         open_runtime(Target.parse(text))

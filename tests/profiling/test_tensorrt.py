@@ -20,7 +20,7 @@ from widthwise.network.fusion import fused
 from widthwise.network.network import Network
 from widthwise.profiling.conformance import RuntimeConformance
 from widthwise.profiling.profiler import candidate_for
-from widthwise.profiling.runtimes import Runtime, UnsupportedLayer, open_runtime, tensorrt_runtime
+from widthwise.profiling.runtimes import Runtime, UnsupportedLayer, open_runtime, tensorrt_runtime, torch_cuda
 from widthwise.profiling.runtimes.reports import by_layer
 from widthwise.profiling.runtimes.tensorrt_reports import kernels_from, require_precision
 from widthwise.profiling.runtimes.torch_eager import TorchRuntime
@@ -149,10 +149,10 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = tensorrt_stub.tensorrt()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(
-        tensorrt_runtime, "CudaGraphRuntime", lambda target: TorchRuntime(Target("torch", "cpu", target.threads))
+        torch_cuda.FusingCudaRuntime, "as_in", lambda target: TorchRuntime(Target("torch", "cpu", target.threads))
     )
     monkeypatch.setattr(
-        tensorrt_runtime,
+        torch_cuda,
         "Placement",
         SimpleNamespace(of=lambda target: Placement.of(Target("torch", "cpu", dtype=target.dtype))),
     )

@@ -39,6 +39,7 @@ RUNTIMES = {
     "torch-cudagraph:cuda": f"{_PACKAGE}.torch_cuda:CudaGraphRuntime",
     "torch-compile:cpu": f"{_PACKAGE}.torch_compile:TorchCompileRuntime",
     "onnxruntime:cpu": f"{_PACKAGE}.onnx_runtime:OnnxRuntime",
+    "onnxruntime:cuda": f"{_PACKAGE}.onnx_cuda:OnnxCudaRuntime",
     "openvino:*": f"{_PACKAGE}.openvino_runtime:OpenVinoRuntime",
     "tensorrt:cuda": f"{_PACKAGE}.tensorrt_runtime:TensorRtRuntime",
     "fake:cpu": f"{_PACKAGE}.fake:FakeRuntime",

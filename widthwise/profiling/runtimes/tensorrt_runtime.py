@@ -19,8 +19,7 @@ to compare it with. References are those of ``torch-cudagraph:cuda``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +27,11 @@ import torch
 from torch import nn
 
 from widthwise.luts.errors import InvalidModel, InvalidTarget
-from widthwise.luts.measurement import Conditions
 from widthwise.luts.spec import LayerSpec
 from widthwise.profiling.runtimes.base import (
     Candidate,
     NetworkSession,
     PromptSession,
-    References,
-    Runtime,
     Session,
     UnsupportedLayer,
 )
@@ -43,8 +39,8 @@ from widthwise.profiling.runtimes.deployment import deployable, output_names, ow
 from widthwise.profiling.runtimes.onnx_export import export_onnx
 from widthwise.profiling.runtimes.reports import Kernel, by_layer
 from widthwise.profiling.runtimes.tensorrt_reports import kernels_from, require_precision
-from widthwise.profiling.runtimes.torch_cuda import CudaGraphRuntime, Recent, wall_s, without_stamps
-from widthwise.profiling.runtimes.torch_layers import Placement, build_layer, tensors
+from widthwise.profiling.runtimes.torch_cuda import FusingCudaRuntime, Recent, wall_s, without_stamps
+from widthwise.profiling.runtimes.torch_layers import build_layer, tensors
 from widthwise.profiling.target import Target
 
 __all__ = ["EngineBuilder", "TensorRtRuntime"]
@@ -56,42 +52,26 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class TensorRtRuntime(Runtime):
+class TensorRtRuntime(FusingCudaRuntime):
     """The ``tensorrt:cuda`` target; not yet run on hardware.
 
     Raises:
         InvalidTarget: there is no GPU, the package isn't installed or older than 10, or a memory format is asked for.
     """
 
-    fuses = True
-
     def __init__(self, target: Target) -> None:
-        super().__init__(target)
         if target.memory_format != "contiguous":
             raise InvalidTarget("TensorRT chooses its memory layout itself: leave --memory-format out")
-        self._torch = CudaGraphRuntime(target)  # before the package is asked for: that is gigabytes
+        super().__init__(target)  # before the package is asked for: that is gigabytes
         self._trt: Any = require_package("tensorrt", "tensorrt", target)
         require_package("onnx", "tensorrt", target)
         if int(self._trt.__version__.partition(".")[0]) < _OLDEST:
             raise InvalidTarget(f"tensorrt:cuda needs TensorRT {_OLDEST} or newer; this is {self._trt.__version__}")
-        self._placement = Placement.of(target)
         with self._on_gpu():
             self._builder = EngineBuilder(self._trt, target)
 
     def versions(self) -> dict[str, str]:
         return {"tensorrt": str(self._trt.__version__), "cuda": str(torch.version.cuda)}
-
-    def device_fields(self) -> dict[str, str | int]:
-        return self._torch.device_fields() | {"info.exporter": f"torch {torch.__version__}"}
-
-    def watch(self) -> Callable[[], Conditions]:
-        return self._torch.watch()
-
-    def active(self) -> AbstractContextManager[None]:
-        return self._torch.active()
-
-    def references(self) -> References:
-        return self._torch.references()
 
     def network(self, candidate: Candidate) -> NetworkSession:
         graph = deployable(candidate.build(), candidate.network)
@@ -104,9 +84,6 @@ class TensorRtRuntime(Runtime):
             return _LoneEngine(self._engine(module, inputs))
         except InvalidModel as error:
             raise UnsupportedLayer(f"{spec} can't be timed alone: {error}") from error
-
-    def _on_gpu(self) -> AbstractContextManager[None]:
-        return torch.cuda.device(self._placement.device)
 
     def _engine(self, module: nn.Module, example: Sequence[torch.Tensor], outputs: Sequence[str] = ()) -> _Engine:
         with self._on_gpu():

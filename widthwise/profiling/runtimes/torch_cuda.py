@@ -25,8 +25,9 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -363,6 +364,37 @@ class CudaGraphRuntime(CudaRuntime):
     def references(self) -> References:
         with torch.cuda.device(self._placement.device):
             return References(self._convolution(), _streaming(self._placement.device))
+
+
+class FusingCudaRuntime(Runtime):
+    """What other libraries' runtimes on a GPU have in common: PyTorch watches the GPU and runs the references.
+
+    Attributes:
+        as_in: the runtime whose references these networks are like.
+    """
+
+    fuses = True
+    as_in: ClassVar[type[CudaRuntime]] = CudaGraphRuntime
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._torch = type(self).as_in(target)
+        self._placement = Placement.of(target)
+
+    def device_fields(self) -> dict[str, str | int]:
+        return self._torch.device_fields() | {"info.exporter": f"torch {torch.__version__}"}
+
+    def watch(self) -> Callable[[], Conditions]:
+        return self._torch.watch()
+
+    def active(self) -> AbstractContextManager[None]:
+        return self._torch.active()
+
+    def references(self) -> References:
+        return self._torch.references()
+
+    def _on_gpu(self) -> AbstractContextManager[None]:
+        return torch.cuda.device(self._placement.device)
 
 
 def _streaming(device: torch.device) -> Session:
