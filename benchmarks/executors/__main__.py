@@ -42,7 +42,7 @@ def table() -> None:
         print(
             f"\n{name}: base {rows[0]['base_accuracy']:.2%}, trained {rows[0]['epochs']} epochs longer {_shown(dense)}"
         )
-        percents = sorted({percent for _, percent in cells}, reverse=True)
+        percents = sorted((int(percent) for percent in setup), reverse=True)
         heads = [f"{percent} % ({setup[str(percent)]['measured_share']:.1%} measured)" for percent in percents]
         print(f"| method | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}")
         for method in (*work.METHODS[1:], work.PAPER):
