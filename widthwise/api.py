@@ -117,7 +117,7 @@ def plan(
     lut: Table,
     budget: str | float | None = None,
     budget_ms: float | None = None,
-    importance: Criterion | Importance = "l1",
+    importance: Criterion | Importance = "magnitude",
     name: str = "",
     time_limit_s: float = 60.0,
     keep: str | float | None = None,

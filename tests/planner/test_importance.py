@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from widthwise.luts.errors import BadInput
+from widthwise.network.modules import readings_of
 from widthwise.network.network import Network
 from widthwise.planner.importance import CRITERIA, Importance, fpgm_scores, gamma_scores, l1_scores, score
-from widthwise.planner.responses import activation, taylor
+from widthwise.planner.responses import activation, taylor, wanda
 
 
 def test_l1_by_hand() -> None:
@@ -64,7 +66,7 @@ def test_what_is_retained_is_a_weighted_geometric_mean() -> None:
 
 
 def test_an_unknown_criterion_lists_those_there_are(branches: nn.Module, network: Network) -> None:
-    with pytest.raises(BadInput, match="there are l1"):
+    with pytest.raises(BadInput, match="there are magnitude, l1"):
         score(branches, network, "magic")
 
 
@@ -162,3 +164,78 @@ def test_a_function_of_network_and_group() -> None:
 def test_every_criterion_scores_every_group(criterion: str, branches: nn.Module, network: Network) -> None:
     found = score(branches, network, criterion)
     assert {group: len(values) for group, values in found.scores.items()} == network.dense
+
+
+class _Coupled(nn.Module):
+    """A residual block whose branch is depthwise, read by a grouped, a transposed and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.mix = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+        self.up = nn.ConvTranspose2d(4, 5, 2, stride=2)
+        self.head = nn.Linear(4 * 2 * 2, 7)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.mix(x)
+        return self.up(x), self.head(torch.flatten(x, 1))
+
+
+def test_magnitude_counts_every_weight_that_goes_with_a_channel() -> None:
+    torch.manual_seed(0)
+    model = _Coupled().double().eval()
+    model.norm.weight.data.uniform_(0.5, 1.5)
+    network = Network.trace(model, torch.zeros(1, 3, 2, 2).double())
+    ((group, found),) = score(model, network, "magnitude").scores.items()
+    assert group == "stem" and network.dense == {"stem": 4}
+    for channel in range(4):
+        removed = sum(
+            float(weights.detach().square().sum())
+            for weights in (
+                model.stem.weight[channel],
+                model.norm.weight[channel],
+                model.mix.weight[channel],
+                model.up.weight[channel],
+                model.head.weight[:, 4 * channel : 4 * channel + 4],
+            )
+        )
+        assert found[channel] == pytest.approx(removed)
+
+
+def test_readers_of_grouped_convolutions_are_told_apart() -> None:
+    torch.manual_seed(0)
+    grouped = nn.Conv2d(6, 4, 3, groups=2)
+    dense = torch.zeros(4, 6, 3, 3)
+    dense[:2, :3], dense[2:, 3:] = grouped.weight.detach()[:2], grouped.weight.detach()[2:]
+    squares = readings_of(grouped).square().sum(1)
+    assert squares.tolist() == pytest.approx(dense.square().sum((0, 2, 3)).tolist())
+    linear = nn.Linear(3, 2)
+    assert readings_of(linear).tolist() == linear.weight.T.tolist()
+
+
+def test_wanda_is_what_a_reader_would_lose() -> None:
+    """With uncorrelated channels the energy of a reader's outputs without a channel falls by just that."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(2, 3, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -2.0]).view(2, 1, 1, 1))  # never open both at once
+    network = Network.trace(model, torch.zeros(1, 1, 2, 2).double())
+    images = torch.tensor([1.0, -3.0, 2.0, -0.5]).view(1, 1, 2, 2).double()
+    found = wanda(model, network, [(images, torch.zeros(1))])
+    with torch.no_grad():
+        whole = model(images).square().sum()
+        lost = []
+        for channel in range(2):
+            silenced = copy.deepcopy(model)
+            silenced[0].weight[channel] = 0.0
+            lost.append(float(whole - silenced(images).square().sum()))
+    assert found.scores["0"].tolist() == pytest.approx([value / np.mean(lost) for value in lost])
+    assert found.criterion == "wanda"
+    with pytest.raises(BadInput, match="wanda needs batches"):
+        wanda(model, network, [])
+
+
+def test_the_best_of_some() -> None:
+    importance = Importance("l1", {"a": np.array([3.0, 1.0, 4.0, 1.0, 5.0])}, {"a": 1})
+    assert importance.kept("a", 2, among=[3, 0, 1]) == (0, 1)

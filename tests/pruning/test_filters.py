@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from tests.pruning.nets import EXAMPLE, make, plan_for
 from widthwise.luts.errors import BadInput
+from widthwise.network.members import readers_of
 from widthwise.network.network import Network
 from widthwise.planner.importance import CRITERIA, score
 from widthwise.pruning.filters import FilterPruning
@@ -62,6 +63,22 @@ def test_rounds_approach_the_plan_and_silenced_filters_stay_silent(name: str) ->
     small = run.finish()
     assert Network.trace(small, EXAMPLE).dense == plan.widths
     assert run.difference < 1e-5
+
+
+def test_silenced_filters_stay_silent_however_strongly_they_are_read() -> None:
+    model = make("plain").train()
+    run = FilterPruning(model, plan_for(model, share=0.4), [EXAMPLE], rounds=3, steps=12, criterion="magnitude")
+    network = Network.trace(model, EXAMPLE)
+    before = {group: set(channels) for group, channels in run._kept.items()}
+    for group, size in network.dense.items():
+        for reader in readers_of(network, group):
+            places = zip(reader.positions.tolist(), reader.channels.tolist(), strict=True)
+            silenced = [place for place, channel in places if channel not in before[group]]
+            run.model.get_submodule(reader.path).weight.data[:, silenced] = 100.0 * size
+    for step in range(12):
+        run.before_step(step)
+    assert sum(map(len, before.values())) > sum(map(len, run._kept.values()))
+    assert all(set(run._kept[group]) <= before[group] for group in before)
 
 
 def test_rounds_resume() -> None:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["frontier", "plan", "predict", "solve"]
 
-_FROM_DATA = ("activation", "taylor", "sensitivity")
+_FROM_DATA = ("wanda", "activation", "taylor", "sensitivity")
 _BATCHES = 20
 _ASKED = ("objective", "keep", "confidence", "limits", "bounds", "further", "binding")
 """Keys of `plan --json` that are there where something else than a budget was asked for."""
@@ -112,9 +112,10 @@ def plan(
     importance: Annotated[
         str,
         typer.Option(
-            "--importance", help="l1, l2, fpgm, gamma, std, mean; activation, taylor, sensitivity with --data."
+            "--importance",
+            help="magnitude, l1, l2, fpgm, gamma, std, mean; wanda, activation, taylor, sensitivity with --data.",
         ),
-    ] = "l1",
+    ] = "magnitude",
     data: Annotated[str | None, typer.Option("--data", help="For what needs images: digits, …")] = None,
     weights: Weights = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the plan.")] = None,
@@ -199,7 +200,7 @@ def frontier(
     model: Model,
     inputs: Inputs,
     lut: LutPath,
-    importance: Annotated[str, typer.Option("--importance", help="How channels are ranked.")] = "l1",
+    importance: Annotated[str, typer.Option("--importance", help="How channels are ranked.")] = "magnitude",
     weights: Weights = None,
     points: Annotated[int, typer.Option("--points", help="Budgets between the least and the dense latency.")] = 20,
     as_json: Json = False,
@@ -272,7 +273,7 @@ def _from_data(
 ) -> Importance:
     from itertools import islice
 
-    from widthwise.planner.responses import activation, taylor
+    from widthwise.planner.responses import activation, taylor, wanda
     from widthwise.planner.sensitivity import sensitivity
     from widthwise.pruning.data import load_data
     from widthwise.pruning.evaluation import evaluate, recalibrate
@@ -281,7 +282,7 @@ def _from_data(
     shape = network.inputs[0]
     loaded = load_data(data, channels=shape[1], image_size=(shape[2], shape[3]))
     if importance != "sensitivity":
-        measure = {"activation": activation, "taylor": taylor}[importance]
+        measure = {"activation": activation, "taylor": taylor, "wanda": wanda}[importance]
         return measure(model, network, islice(loaded.train, _BATCHES))
     train, held = hold_out(loaded.train)
 

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from widthwise.network.groups import FIXED, Labels
+from widthwise.network.modules import is_depthwise
 from widthwise.network.network import Network, trace_runnable
 
-__all__ = ["Member", "norm_after", "norms_of", "producers_of", "readers_of"]
+__all__ = ["Member", "depthwise_of", "norm_after", "norms_of", "producers_of", "readers_of"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -52,6 +53,17 @@ def readers_of(network: Network, group: str) -> list[Member]:
         _among(network, path, labels, index)
         for path, labels in coupling.inputs.items()
         if labels is not coupling.outputs[path]
+    )
+    return [member for member in members if member is not None]
+
+
+def depthwise_of(model: nn.Module, network: Network, group: str) -> list[Member]:
+    """The depthwise convolutions that pass a group's channels on, without a multiplier."""
+    index, coupling = _index(network, group), network.coupling
+    members = (
+        _member(network, path, index)
+        for path, labels in coupling.inputs.items()
+        if labels is coupling.outputs[path] and is_depthwise(model.get_submodule(path))
     )
     return [member for member in members if member is not None]
 

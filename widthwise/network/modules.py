@@ -20,6 +20,7 @@ __all__ = [
     "filters_of",
     "first_places",
     "is_depthwise",
+    "readings_of",
     "sizes",
 ]
 
@@ -77,6 +78,20 @@ def filters_of(module: nn.Module, values: torch.Tensor | None = None) -> torch.T
         parts = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return parts.transpose(1, 2).reshape(module.out_channels, -1)
     return weight.flatten(1)
+
+
+def readings_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a convolution or linear layer as ``(inputs, weights that multiply one)``."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    weight = weight.detach()
+    if isinstance(module, _ConvTransposeNd):
+        return weight.flatten(1)
+    if isinstance(module, _ConvNd):  # stored as (outputs, inputs of a convolution group, …)
+        groups = module.groups
+        parts = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return parts.transpose(1, 2).reshape(module.in_channels, -1)
+    return weight.T
 
 
 def cut(module: nn.Module, inputs: Indices, outputs: Indices) -> None:

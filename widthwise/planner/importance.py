@@ -23,12 +23,21 @@ from torch import nn
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.groups import FIXED
-from widthwise.network.members import norms_of
-from widthwise.network.modules import filters_of
+from widthwise.network.members import Member, depthwise_of, norms_of, producers_of, readers_of
+from widthwise.network.modules import filters_of, readings_of
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 
-__all__ = ["CRITERIA", "Criterion", "Importance", "from_weights", "importance_of", "l1_scores", "score"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Importance",
+    "from_weights",
+    "importance_of",
+    "l1_scores",
+    "magnitude_scores",
+    "score",
+]
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Group → one non-negative score per channel."""
@@ -53,9 +62,11 @@ class Importance:
     scores: Mapping[str, npt.NDArray[np.float64]]
     weights: Mapping[str, float]
 
-    def kept(self, group: str, width: int) -> tuple[int, ...]:
-        """The best channels, ascending; among equals the first."""
-        order = np.argsort(-self.scores[group], kind="stable")[:width]
+    def kept(self, group: str, width: int, among: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The best channels, of all or of some, ascending; among equals the first."""
+        scores = self.scores[group]
+        channels = np.arange(len(scores)) if among is None else np.sort(np.array(among, dtype=int))
+        order = channels[np.argsort(-scores[channels], kind="stable")[:width]]
         return tuple(sorted(int(channel) for channel in order))
 
     def curve(self, group: str, widths: Sequence[int]) -> list[float]:
@@ -153,7 +164,36 @@ def gamma_scores(model: nn.Module, network: Network) -> Scores:
     return scores
 
 
+def magnitude_scores(model: nn.Module, network: Network) -> Scores:
+    """The sum of squares of all weights that go with a channel: of the filters that make it, the scales of its norms,
+    the depthwise filters it passes, and of what the layers that read it multiply it with.
+
+    A filter's own norm says little where a batch norm follows, which undoes it; how strongly a channel is read is
+    what its removal takes from the layers behind.
+
+    Source: Fang et al., DepGraph, CVPR 2023 (2301.12900): the norm of a channel's group of parameters.
+    """
+    scores = {group.name: np.zeros(group.size) for group in network.free}
+    for group in network.free:
+        parts: list[tuple[Member, Callable[[nn.Module], torch.Tensor]]] = []
+        parts += [(member, filters_of) for member in producers_of(network, group.name)]
+        parts += [(member, filters_of) for member in depthwise_of(model, network, group.name)]
+        parts += [(member, _scales_of) for member in norms_of(model, network, group.name)]
+        parts += [(member, readings_of) for member in readers_of(network, group.name)]
+        for member, weights_of in parts:
+            weights = weights_of(model.get_submodule(member.path)).double()
+            squares = weights.square().sum(1).cpu().numpy()[member.positions.numpy()]
+            np.add.at(scores[group.name], member.channels.numpy(), squares)
+    return scores
+
+
+def _scales_of(norm: nn.Module) -> torch.Tensor:
+    assert isinstance(norm.weight, torch.Tensor)
+    return norm.weight.detach()[:, None]
+
+
 CRITERIA: dict[str, Callable[[nn.Module, Network], Scores]] = {
+    "magnitude": magnitude_scores,
     "l1": l1_scores,
     "l2": l2_scores,
     "fpgm": fpgm_scores,
@@ -167,7 +207,7 @@ Criterion = str | Callable[[Network, str], Sequence[float]]
 """One of :data:`CRITERIA`, or a function of the network and a group's name that gives one score per channel."""
 
 
-def score(model: nn.Module, network: Network, criterion: Criterion = "l1") -> Importance:
+def score(model: nn.Module, network: Network, criterion: Criterion = "magnitude") -> Importance:
     """The importance of a model's channels.
 
     Raises:
@@ -186,8 +226,8 @@ def score(model: nn.Module, network: Network, criterion: Criterion = "l1") -> Im
 
 
 def from_weights(criterion: str) -> str:
-    """The criterion itself, or ``l1`` where it can't be had from weights alone."""
-    return criterion if criterion in CRITERIA else "l1"
+    """The criterion itself, or ``magnitude`` where it can't be had from weights alone."""
+    return criterion if criterion in CRITERIA else "magnitude"
 
 
 def importance_of(criterion: str, scores: Scores, network: Network) -> Importance:

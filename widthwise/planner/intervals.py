@@ -20,14 +20,15 @@ import numpy.typing as npt
 from widthwise.luts.errors import BadInput
 from widthwise.luts.records import NetworkRecord
 
-__all__ = ["CONFIDENCE", "LEAST_CALIBRATION", "Intervals", "conformal_radius", "folds"]
+__all__ = ["CONFIDENCE", "LEAST_CALIBRATION", "LEAST_PROCESSES", "Intervals", "conformal_radius", "folds"]
 
 CONFIDENCE = 0.9
 LEAST_CALIBRATION = 9
 """Fewest networks for which a 90 % conformal quantile exists."""
 
-_LEAST_RUNS = 3
-"""With fewer processes, predicting one's networks without it would leave half of what is known, or nothing."""
+LEAST_PROCESSES = 3
+"""With fewer, predicting one's networks without it would leave half of what is known, or nothing."""
+
 _FOLDS = 5
 
 _Array = npt.NDArray[np.float64]
@@ -73,7 +74,7 @@ def folds(records: Sequence[NetworkRecord]) -> list[list[NetworkRecord]]:
     """Networks that are predicted without each other: those of one process, or every fifth where there are fewer than
     three processes (five parts at most)."""
     runs = sorted({record.run for record in records})
-    if len(runs) < _LEAST_RUNS:
+    if len(runs) < LEAST_PROCESSES:
         return [list(records[first::_FOLDS]) for first in range(_FOLDS)]
     part = {run: index % _FOLDS for index, run in enumerate(runs)}
     return [[record for record in records if part[record.run] == fold] for fold in range(min(_FOLDS, len(runs)))]

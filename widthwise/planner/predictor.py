@@ -29,7 +29,7 @@ from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.network.widths import columns as as_columns
 from widthwise.planner.correction import Correction, choose_correction, weighed
-from widthwise.planner.intervals import LEAST_CALIBRATION, Intervals, folds
+from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
 from widthwise.planner.regressors import SurfaceRegressor
 
 __all__ = ["LatencyPredictor", "Prediction", "Statistic"]
@@ -170,7 +170,8 @@ class LatencyPredictor:
 
     @cached_property
     def _notes(self) -> tuple[str, ...]:
-        return _doubts(len(self.intervals.on_grid), _unstable_share(self._table))
+        processes = len({record.run for record in self._records})
+        return _doubts(len(self.intervals.on_grid), processes, _unstable_share(self._table))
 
     @property
     def radius(self) -> float:
@@ -309,12 +310,17 @@ def _unstable_share(table: LatencyTable) -> float:
     return sum(float(surface.latency_ms[surface.unstable].sum()) for surface in table.surfaces.values()) / total_ms
 
 
-def _doubts(told: int, unstable_share: float) -> tuple[str, ...]:
+def _doubts(told: int, processes: int, unstable_share: float) -> tuple[str, ...]:
     notes = []
     if told < LEAST_CALIBRATION:
         notes.append(
             f"the interval rests on {told} measured networks; {LEAST_CALIBRATION} are needed for 90 % confidence: "
             "profile longer"
+        )
+    elif processes < LEAST_PROCESSES:
+        notes.append(
+            f"all networks were measured in {processes} process{'es' if processes > 1 else ''}, so the interval leaves "
+            "out what differs from one process to the next: `widthwise profile` starts one for each minute of --time"
         )
     if unstable_share > _NOTED_SHARE:
         notes.append(

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from widthwise.luts.errors import BadInput
 from widthwise.network.members import Member, norms_of, producers_of, readers_of
-from widthwise.network.modules import filters_of
+from widthwise.network.modules import filters_of, readings_of
 from widthwise.network.network import Network
 from widthwise.planner.importance import Importance, importance_of
 
-__all__ = ["activation", "taylor"]
+__all__ = ["activation", "taylor", "wanda"]
 
 _FLOOR = 1e-12
 """A channel that does nothing still counts for something, so that no group can be emptied for nothing."""
@@ -44,13 +44,50 @@ def activation(model: nn.Module, network: Network, batches: _Batches) -> Importa
     Example:
         >>> importance = activation(model, network, islice(loader, 10))  # doctest: +SKIP
     """
+    return _as_read("activation", model, network, batches, lambda values: values.abs(), lambda module: 1.0)
+
+
+def wanda(model: nn.Module, network: Network, batches: _Batches) -> Importance:
+    """How much of a channel arrives: the mean of its square at the input of the layers that take it, times the sum of
+    squares of the weights they multiply it with.
+
+    To first order what a layer's outputs lose in energy without the channel. For each reading layer relative to the
+    group's mean there, averaged over the layers. The model is in eval mode meanwhile and stays as it is.
+
+    Args:
+        batches: images and labels (which aren't used); some ten are enough.
+
+    Source: Sun et al., Wanda, ICLR 2024 (2306.11695), whose score of a weight is its size times the norm of its input;
+    by channel as in An et al., FLAP, AAAI 2024 (2312.11983).
+
+    Raises:
+        BadInput: no batches, or activations that aren't finite.
+
+    Example:
+        >>> importance = wanda(model, network, islice(loader, 10))  # doctest: +SKIP
+    """
+    return _as_read(
+        "wanda", model, network, batches, torch.square,
+        lambda module: readings_of(module).double().square().sum(1).cpu().numpy(),
+    )  # fmt: skip
+
+
+def _as_read(
+    criterion: str,
+    model: nn.Module,
+    network: Network,
+    batches: _Batches,
+    measure: Callable[[torch.Tensor], torch.Tensor],
+    weigh: Callable[[nn.Module], float | npt.NDArray[np.float64]],
+) -> Importance:
+    """The mean of a measure of a channel's values where it is read, times each reader's weight for it."""
     copied = copy.deepcopy(model).eval()
     readers = {group.name: readers_of(network, group.name) for group in network.free}
     sizes: dict[str, npt.NDArray[np.float64]] = {}
 
     def watch(path: str, axis: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            flat = inputs[0].detach().abs().double().movedim(axis, 0).flatten(1).mean(1).cpu().numpy()
+            flat = measure(inputs[0].detach().double()).movedim(axis, 0).flatten(1).mean(1).cpu().numpy()
             sizes[path] = sizes.get(path, 0.0) + flat
 
         return hook
@@ -65,15 +102,15 @@ def activation(model: nn.Module, network: Network, batches: _Batches) -> Importa
             copied(images.to(next(copied.parameters()).device))
             used += 1
     if not used:
-        raise BadInput("activation needs batches of images; it got none")
+        raise BadInput(f"{criterion} needs batches of images; it got none")
     scores = {}
     for group in network.free:
         scores[group.name] = np.full(group.size, _FLOOR)
         for member in readers[group.name]:
-            values = sizes[member.path][member.positions.numpy()]
+            values = (sizes[member.path] * weigh(copied.get_submodule(member.path)))[member.positions.numpy()]
             relative = values / max(float(values.mean()), 1e-30) / len(readers[group.name])
             np.add.at(scores[group.name], member.channels.numpy(), relative)
-    return importance_of("activation", scores, network)
+    return importance_of(criterion, scores, network)
 
 
 def taylor(

@@ -64,7 +64,7 @@ def sensitivity(
     options: Mapping[str, Sequence[int]],
     loss_of: Callable[[nn.Module], float],
     *,
-    criterion: Criterion = "l1",
+    criterion: Criterion = "magnitude",
     most: int = 4,
     on_progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:

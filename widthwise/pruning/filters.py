@@ -39,7 +39,7 @@ class FilterPruning(Executor):
             rounds, they are chosen anew from this model's, at the plan's widths.
         example: one tensor per input; random ones of the plan's shapes by default.
         criterion: how filters are ranked, of :data:`widthwise.planner.importance.CRITERIA`; by default the plan's, or
-            l1 where that one needs more than weights.
+            magnitude where that one needs more than weights.
         rounds: steps in which the plan's widths are approached, all groups alike.
         steps: optimizer steps of the whole run; needed for more than one round.
 
@@ -142,8 +142,8 @@ class FilterPruning(Executor):
             group: dense - round(share * (dense - self._plan.widths[group]))
             for group, dense in self._plan.dense.items()
         }
-        # A silenced filter's norm is 0 by every criterion, so it can't come back.
-        self._kept = self._best(self.model, widths)
+        importance = score(self.model, self._network, self._criterion)
+        self._kept = {group: importance.kept(group, width, among=self._kept[group]) for group, width in widths.items()}
         self._keep_silent()
 
     def _keep_silent(self) -> None:
