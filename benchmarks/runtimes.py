@@ -146,7 +146,7 @@ def report_sums(networks: Sequence[str], runtimes: Sequence[str], narrowed: int)
 
 def report_plans(networks: Sequence[str], runtimes: Sequence[str], time_s: float) -> list[dict[str, Any]]:
     """Prints and gives the table of plans."""
-    titles = ["network", f"planned for {BUDGET} on", "steps found (groups)", "l1 retained"]
+    titles = ["network", f"planned for {BUDGET} on", "steps found (groups)", "magnitude retained"]
     titles += [f"÷ dense on {runtime}" for runtime in runtimes]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     rows = []

@@ -17,6 +17,7 @@ from benchmarks.executors.peers import PEERS, prune_with
 from benchmarks.executors.setup import HERE, TASKS, WORK, Task, write
 from widthwise.network.network import Network
 from widthwise.network.weights import load_weights
+from widthwise.planner.importance import score
 from widthwise.planner.plan import Plan
 from widthwise.pruning.data import Data, load_data
 from widthwise.pruning.evolution import SearchSettings
@@ -26,8 +27,8 @@ from widthwise.pruning.recipe import Recipe
 from widthwise.pruning.resrep import MOMENTUM, MOST_LR, ResRep, ToMacs
 from widthwise.pruning.training import evaluate, train
 
-OURS = ("l1", "slimming", "resrep", "metapruning")
-DISTILLED = tuple(f"{method}+distillation" for method in ("l1", "resrep"))
+OURS = ("l1", "magnitude", "slimming", "resrep", "metapruning")
+DISTILLED = tuple(f"{method}+distillation" for method in ("l1", "magnitude", "resrep"))
 METHODS = ("longer", "uniform", *PEERS, *OURS, *DISTILLED)
 """``longer`` is the dense base trained for as many epochs more; ``uniform`` keeps the same share of every group."""
 
@@ -142,6 +143,8 @@ def _trained(job: Job, task: Task, model: nn.Module, data: Data) -> dict[str, An
         teacher = task.build()
         load_weights(teacher, task.base)
         effort = replace(effort, teacher=teacher.eval())
+    if method == "magnitude":
+        method, plan = "l1", by_magnitude(plan, model, task)
     curve: list[float] = []
     latencies = latencies_of(task, model) if method == "metapruning" else {}
     applied = execute(
@@ -162,6 +165,13 @@ def resrep_by_macs(model: nn.Module, share: float, data: Data, effort: Effort, e
     train(run.model, data, epochs=effort.epochs, recipe=effort.recipe, executor=run)
     small = run.finish()
     return {"model": small, "residual": run.residual}
+
+
+def by_magnitude(plan: Plan, model: nn.Module, task: Task) -> Plan:
+    """The plan at its widths, its channels chosen by the magnitude of all weights that go with them."""
+    importance = score(model, Network.trace(model, task.example), "magnitude")
+    kept = {group: list(importance.kept(group, width)) for group, width in plan.widths.items()}
+    return plan.model_copy(update={"kept": kept, "criterion": importance.criterion})
 
 
 def with_widths(plan: Plan, widths: dict[str, int]) -> Plan:

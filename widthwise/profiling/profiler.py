@@ -171,15 +171,16 @@ class Profiler:
             adviser=self._adviser,
         )
         elapsed_s = time.perf_counter() - start
-        took_s = {True: 0.0, False: 0.0}  # by the last batch of networks, and of single layers
+        each_s = {True: 0.0, False: 0.0}  # of the last batch's networks, and of the last batch's single layers
         with cheap_collections():
             while batch := sampler.ask(elapsed_s / max(time_s, 1e-9)):
                 kind, asked_s = bool(batch.networks), time.perf_counter() - start  # advice takes seconds, too
-                if asked_s + took_s[kind] > time_s and sampler.networks >= LEAST_NETWORKS:
+                size = len(batch.networks or batch.layers)
+                if asked_s + each_s[kind] * size > time_s and sampler.networks >= LEAST_NETWORKS:
                     break  # it would end late
                 sampler.tell(batch, self._time(run, batch))
                 elapsed_s = time.perf_counter() - start
-                took_s[kind] = elapsed_s - asked_s
+                each_s[kind] = (elapsed_s - asked_s) / max(size, 1)
                 self._on_progress(
                     min(elapsed_s / max(time_s, 1e-9), 1.0),
                     f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",

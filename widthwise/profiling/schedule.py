@@ -209,11 +209,13 @@ class Schedule:
         return timings
 
     def _first_run(self, session: Session, timing: Timing) -> float:
-        session.run()
+        spent_s = session.run()
         if isinstance(session, NetworkSession):
-            session.run_layers()
+            spent_s += session.run_layers()
             timing.recorded += 1
-        return session.run()
+        expected_s = session.run()
+        self._visits_s += spent_s + expected_s
+        return expected_s
 
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
         runs = max(1, min(pace.most_runs, round(pace.visit_s / max(expected_s, 1e-9))))
