@@ -19,7 +19,7 @@ __all__ = ["plan_by_hand"]
 def plan_by_hand(model: nn.Module, example: torch.Tensor, keeps: float) -> Plan:
     """A plan that keeps the same share of every group; its latencies are nobody's."""
     network = Network.trace(model, example, name="by hand")
-    importance = score(model, network)
+    importance = score(model, network, "l1")
     widths = {group: max(1, round(keeps * size)) for group, size in network.dense.items()}
     return Plan(
         widthwise=__version__,

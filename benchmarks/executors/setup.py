@@ -113,7 +113,7 @@ def prepare(task: Task, time_s: float) -> dict[str, Any]:
     measure = functools.partial(latencies, model, task.example)
     shares = dict(zip(uniform, measure(list(uniform.values())), strict=True))
     with ww.profile(model, task.example, path=task.table, target=TARGET, time_s=time_s, name=name) as lut:
-        plan_for = functools.partial(ww.plan, model, task.example, lut=lut, name=name)
+        plan_for = functools.partial(ww.plan, model, task.example, lut=lut, name=name, importance="l1")
         for percent in todo:
             keeps = known[percent]["uniform_keeps"] if percent in known else _nearest(shares, percent / 100)
             try:

@@ -13,6 +13,7 @@ from widthwise.network.loading import load_model
 from widthwise.network.narrowing import narrow, tensors
 from widthwise.network.network import Network
 from widthwise.network.proof import prove
+from widthwise.network.tracing import trace_graph
 
 
 def group_of(network: Network, producer: str) -> str:
@@ -216,8 +217,36 @@ def through_a_slice(y: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def through_the_same(y: torch.Tensor) -> torch.Tensor:
+    z = y.contiguous()
+    z += 0.5
+    return y * z
+
+
+def through_an_attribute(y: torch.Tensor) -> torch.Tensor:
+    z = y.mT
+    z *= 2.0
+    return y
+
+
+def through_moved_dimensions(y: torch.Tensor) -> torch.Tensor:
+    z = y.movedim(1, 3)
+    z -= 0.25
+    return y
+
+
+@pytest.mark.parametrize("between", [through_the_same, through_an_attribute, through_moved_dimensions, through_itself])
+def test_augmented_assignments_to_what_is_read_elsewhere_stay_in_place(
+    between: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    model, example = Reading(between).eval(), torch.randn(1, 3, 11, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(trace_graph(model)(example), model(example))
+
+
 @pytest.mark.parametrize(
-    "between", [through_a_view, through_a_chunk, through_a_transpose, through_itself, through_a_slice]
+    "between",
+    [through_a_view, through_a_chunk, through_a_transpose, through_itself, through_a_slice, through_the_same],
 )
 def test_operations_in_place_on_views_are_followed(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
     model, example = Reading(between).eval(), torch.randn(1, 3, 11, 13)

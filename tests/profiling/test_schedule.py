@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import pytest
 
 from widthwise.luts.measurement import Conditions, Status
 from widthwise.luts.spec import Geometry, LayerSpec
-from widthwise.profiling.runtimes.base import References, Session
+from widthwise.profiling.runtimes.base import PromptSession, References, Session
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
@@ -59,6 +60,28 @@ def test_a_settled_candidate_stops_early() -> None:
     runtime = fake(World(drift=0, noise=0.0001, burst_rate=0))
     timing = Schedule.on(runtime).measure([runtime.layer(SPECS[0])], Pace(blocks=4, most_blocks=50))[0]
     assert len(timing.blocks) == 4
+
+
+def test_runs_that_are_slow_to_record_count_by_what_recording_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's kernels take 10 ms to record where the call takes a third of one."""
+    clock = [0.0]
+
+    class Recorded(PromptSession):
+        def run(self) -> float:
+            clock[0] += 0.0003
+            return 0.0003 * (1 + 0.5 * math.sin(1e5 * clock[0]))
+
+        def report(self) -> list[float]:
+            clock[0] += 0.01
+            return [self.run()]
+
+    monkeypatch.setattr("widthwise.profiling.schedule.time.perf_counter", lambda: clock[0])
+    session = Recorded()
+    pace = Pace(blocks=4, most_blocks=30, cap_s=1.2, half_width=1e-9)
+    timing = Schedule(both(session)).measure([session], pace)[0]
+    block_s = timing.elapsed_s / len(timing.blocks)
+    assert 2.4 <= timing.elapsed_s < 2.4 + 2 * block_s
+    assert len(timing.blocks) < 30 and timing.spent_s < 1.2
 
 
 def test_the_quiet_reference_is_a_low_quantile() -> None:

@@ -63,9 +63,13 @@ _AUGMENTED: dict[Any, Any] = {
 
 # fmt: off
 _VIEWS = frozenset((
-    "Identity", "Dropout", "Dropout2d", "Flatten", "chunk", "detach", "dropout", "expand", "flatten", "getitem",
-    "narrow", "permute", "reshape", "select", "split", "squeeze", "transpose", "unbind", "unsqueeze", "view", "view_as",
+    "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "Flatten", "Unflatten",
+    "chunk", "contiguous", "detach", "diagonal", "double", "dropout", "expand", "expand_as", "flatten", "float",
+    "getitem", "half", "moveaxis", "movedim", "narrow", "permute", "ravel", "reshape", "reshape_as", "select", "split",
+    "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "to", "transpose", "type_as", "unbind", "unflatten",
+    "unfold", "unsqueeze", "view", "view_as",
 ))
+_VIEW_ATTRIBUTES = frozenset(("H", "T", "data", "mH", "mT", "real"))
 # fmt: on
 """What may give a view of its first argument, or that itself."""
 
@@ -124,6 +128,8 @@ def _may_share(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         return False
     name = callee(node, modules)
     in_place = name.endswith("_") and not name.endswith("__")
+    if name == "getattr" and node.args[1] in _VIEW_ATTRIBUTES:
+        return True
     return in_place or name in _VIEWS or node.target in _AUGMENTED or node.kwargs.get("inplace") is True
 
 

@@ -67,7 +67,8 @@ class Pace:
     Args:
         blocks: taken of every candidate.
         half_width: relative half-width of the 95 % interval that counts as settled.
-        cap_s: a candidate that hasn't settled gets further blocks until its runs have taken so many seconds.
+        cap_s: a candidate that hasn't settled gets further blocks until its runs have taken so many seconds, or these
+            and what it takes to record them twice as many.
         most_blocks: and in no case more.
         visit_s: a visit repeats runs shorter than this until they fill it, after half as long a warm-up: what ran
             before has left its data in the caches and its sizes in the allocator.
@@ -89,6 +90,7 @@ class Timing:
     blocks: list[Block] = field(default_factory=list)
     layers: list[list[Block]] = field(default_factory=list)
     spent_s: float = 0.0
+    elapsed_s: float = 0.0
     recorded: int = 0
     _visits: list[tuple[slice, Block]] = field(default_factory=list)
     _runs: list[float] = field(default_factory=list)
@@ -220,12 +222,14 @@ class Schedule:
     def _block(self, session: Session, timing: Timing, expected_s: float, pace: Pace) -> None:
         runs = max(1, min(pace.most_runs, round(pace.visit_s / max(expected_s, 1e-9))))
         before = self._quiet_reading()
+        began_s = time.perf_counter()
         finish = self._watch()
         visit = self._visit(session, warm_up=(runs + 1) // 2 if expected_s < _LONG_RUN_S else 0, runs=runs)
         timing.recorded += len(visit.recorded_s)
         conditions = finish()
         self._visits_s += visit.spent_s
         after = self._gauge.read()
+        elapsed_s = time.perf_counter() - began_s
         meanwhile = _meanwhile(before, visit, after)
         conditions = replace(conditions, disagreement=self._gauge.disagreement(meanwhile))
         spent_s = visit.spent_s + (before.total_ms + after.total_ms) * 1e-3
@@ -235,6 +239,7 @@ class Schedule:
             self._wait(spent_s)
             return
         self._patience_s += _PATIENCE * spent_s
+        timing.elapsed_s += elapsed_s
         timing.add(visit, meanwhile.latency_ms, replace(conditions, spoilt=1 if reason else None))
 
     def _visit(self, session: Session, *, warm_up: int, runs: int) -> _Visit:
@@ -320,7 +325,7 @@ def _meanwhile(before: Reading, visit: _Visit, after: Reading) -> Reading:
 def _wants_more(timing: Timing, pace: Pace) -> bool:
     if len(timing.blocks) < pace.blocks:
         return True
-    if timing.spent_s >= pace.cap_s or len(timing.blocks) >= pace.most_blocks:
+    if timing.spent_s >= pace.cap_s or timing.elapsed_s >= 2 * pace.cap_s or len(timing.blocks) >= pace.most_blocks:
         return False
     return timing.measurement(1.0).half_width > pace.half_width
 
