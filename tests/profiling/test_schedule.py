@@ -84,6 +84,17 @@ def test_runs_that_are_slow_to_record_count_by_what_recording_takes(monkeypatch:
     assert len(timing.blocks) < 30 and timing.spent_s < 1.2
 
 
+def test_after_the_deadline_nothing_is_measured_longer_than_it_must() -> None:
+    runtime = fake(World(noise=0.5, seed=1))
+    counts = []
+    for deadline_s in (0.0, math.inf):
+        schedule = Schedule.on(runtime)
+        schedule.deadline_s = deadline_s
+        timing = schedule.measure([runtime.layer(SPECS[3])], Pace(blocks=4, most_blocks=9, visit_s=0.0))[0]
+        counts.append(len(timing.blocks))
+    assert counts == [4, 9]
+
+
 def test_the_quiet_reference_is_a_low_quantile() -> None:
     runtime = fake(World(drift=0.0, noise=0.02, burst_rate=0.2, burst=2.0))
     assert 0.95 < Schedule.on(runtime).warm_up() / runtime.quiet_reference_ms < 1.02

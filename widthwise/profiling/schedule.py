@@ -145,7 +145,8 @@ class Schedule:
         waited_s: seconds spent on waiting for quiet, and on blocks that were dropped and taken again.
         dropped: how many blocks were dropped, by reason.
         timed_s: seconds inside timed calls, warm-up and references included.
-        deadline_s: from then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again.
+        deadline_s: from then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again, and
+            candidates get no more than the blocks that all of them get.
     """
 
     def __init__(
@@ -204,7 +205,8 @@ class Schedule:
                 self._random.shuffle(pending)
                 for index in pending:
                     self._block(sessions[index], timings[index], expected_s[index], pace)
-                pending = [index for index in pending if _wants_more(timings[index], pace)]
+                late = time.perf_counter() >= self.deadline_s
+                pending = [index for index in pending if _wants_more(timings[index], pace, late=late)]
         for session, timing in zip(sessions, timings, strict=True):
             if isinstance(session, NetworkSession):
                 timing.settle(session.read_layers())
@@ -322,10 +324,11 @@ def _meanwhile(before: Reading, visit: _Visit, after: Reading) -> Reading:
     return Reading(float(compute_ms), float(memory_ms))
 
 
-def _wants_more(timing: Timing, pace: Pace) -> bool:
+def _wants_more(timing: Timing, pace: Pace, *, late: bool) -> bool:
     if len(timing.blocks) < pace.blocks:
         return True
-    if timing.spent_s >= pace.cap_s or timing.elapsed_s >= 2 * pace.cap_s or len(timing.blocks) >= pace.most_blocks:
+    spent = timing.spent_s >= pace.cap_s or timing.elapsed_s >= 2 * pace.cap_s
+    if late or spent or len(timing.blocks) >= pace.most_blocks:
         return False
     return timing.measurement(1.0).half_width > pace.half_width
 
