@@ -142,7 +142,7 @@ def test_frontier(place: Path, model: str) -> None:
     found = answer("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 6)
     kept = [point["importance"] for point in found["points"]]
     assert kept == sorted(kept) and kept[-1] == pytest.approx(1.0) and len(kept) >= 3
-    assert "l1 retained" in run("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 3).stdout
+    assert "magnitude retained" in run("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 3).stdout
     assert "at least 2 points" in refused("frontier", model, *SHAPE, "--lut", place / "d.lut", "--points", 1)
 
 
@@ -423,7 +423,7 @@ def test_bad_options(place: Path, model: str, tmp_path: Path) -> None:
         "apply", place / "plan.json", model, "-o", tmp_path / "o", "--method", "magic"
     )
     assert "needs --data" in refused("apply", place / "plan.json", model, "-o", tmp_path / "o", "--epochs", 3)
-    assert "there are l1" in refused(
+    assert "there are magnitude, l1" in refused(
         "plan", model, *SHAPE, "--lut", place / "d.lut", "--budget", "5ms", "--importance", "x"
     )
     (tmp_path / "w.json").write_text('{"a": "wide"}')

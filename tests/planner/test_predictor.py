@@ -134,7 +134,8 @@ def test_unstable_measurements_reach_the_prediction(
         noisy = LatencyPredictor.fit(lut, wide_network).predict({})
     assert any("is unstable: profile longer" in note for note in noisy.notes)
     assert any("measured networks; 9 are needed" in note for note in noisy.notes)
-    assert predictor.predict({}).notes == ()
+    (note,) = predictor.predict({}).notes
+    assert note.startswith("all networks were measured in 1 process, so the interval leaves out what differs")
 
 
 def test_impossible_widths_are_refused(predictor: LatencyPredictor) -> None:

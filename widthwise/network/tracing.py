@@ -74,7 +74,7 @@ _VIEW_ATTRIBUTES = frozenset(("H", "T", "data", "mH", "mT", "real"))
 """What may give a view of its first argument, or that itself."""
 
 
-class _Proxy(fx.Proxy):
+class _Augmented(fx.Proxy):
     """Knows ``y += z`` from ``y = y + z``, which ``torch.fx`` doesn't: the first also changes what shares its memory
     with ``y``."""
 
@@ -93,6 +93,15 @@ class _Proxy(fx.Proxy):
 
     def __itruediv__(self, other: Any) -> fx.Proxy:
         return self._augmented(operator.itruediv, other)
+
+
+class _Attribute(_Augmented, fx.proxy.Attribute):
+    """``y.mT`` and the like, which may share the memory of ``y``."""
+
+
+class _Proxy(_Augmented):
+    def __getattr__(self, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
 
 
 class _Tracer(fx.Tracer):
