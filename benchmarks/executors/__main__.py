@@ -1,7 +1,7 @@
 """What is each executor worth at equal measured latency? ``python -m benchmarks.executors base|setup|run|table``
 
 ``base NETWORK --data PATH``: the dense network, fine-tuned (from published weights) or trained.
-``setup NETWORK``: a table, plans, and for each plan the uniform width measured as fast; on the quiet target.
+``setup NETWORK``: a table, uniform widths, and for each a plan measured as fast; on the quiet target.
 ``run NETWORK --data PATH --seeds 2 --epochs 10 --jobs 1``: all training runs without a record, several at a time.
 ``table``: the records as Markdown.
 

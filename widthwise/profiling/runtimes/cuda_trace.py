@@ -106,8 +106,8 @@ def in_steps(work: Sequence[GpuWork], steps: Sequence[Step], begin_ns: int) -> l
 
     Example:
         >>> work = [GpuWork("gemm", 120, 150, 250), GpuWork("relu", 220, 260, 300)]
-        >>> in_steps(work, [Step("fc", 100), Step("act", 210)], begin_ns=90)
-        [('fc', 1.6e-07), ('act', 5e-08)]
+        >>> [(name, round(s * 1e9)) for name, s in in_steps(work, [Step("fc", 100), Step("act", 210)], begin_ns=90)]
+        [('fc', 160), ('act', 50)]
     """
     begun = [step.begin_ns for step in steps]
     found = []

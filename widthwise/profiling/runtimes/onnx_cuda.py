@@ -41,7 +41,6 @@ __all__ = ["OnnxCudaRuntime", "steps_in"]
 
 _PROVIDER = "CUDAExecutionProvider"
 _SUFFIX = "_kernel_time"
-_COPIES = frozenset({"Transpose", "MemcpyToHost", "MemcpyFromHost", "Cast"})
 _REPEATS = 10
 
 _COPY = re.compile(r"Memcpy|Memset|.*onnxruntime.*Transpose")
@@ -77,7 +76,6 @@ class OnnxCudaRuntime(FusingCudaRuntime):
             raise InvalidTarget(
                 "onnxruntime:cuda runs float32 or float16: its CUDA provider convolves no bfloat16, torch:cuda does"
             )
-
         self._ort.set_default_logger_severity(3)  # it warns of the provider's registration with every session
 
     def versions(self) -> dict[str, str]:
@@ -147,10 +145,7 @@ class _Runner:
         self._profiled = self._profiled_bound = self._folder = None
         runs = steps_in(events, start_ns)
         return [
-            [
-                Kernel((name,), seconds, copies=name.partition("|")[2] in _COPIES)
-                for name, seconds in in_steps(work, steps, begin_ns=work[0].begin_ns)
-            ]
+            [Kernel((name,), seconds) for name, seconds in in_steps(work, steps, begin_ns=work[0].begin_ns)]
             for work, steps in zip(records, runs, strict=True)
         ]
 
@@ -237,16 +232,16 @@ class _LoneOrtLayer(Session):
 
 
 def steps_in(events: Sequence[Mapping[str, Any]], start_ns: int) -> list[list[Step]]:
-    """The nodes of each run in a profile of ONNX Runtime, named ``NODE|OPERATOR``.
+    """The nodes of each run in a profile of ONNX Runtime.
 
     Args:
         events: of the profile, in µs since its start.
         start_ns: when that was, in ns since 1970.
 
     Example:
-        >>> node = {"cat": "Node", "name": "/op_fc/Gemm_kernel_time", "ts": 12, "dur": 63, "args": {"op_name": "Gemm"}}
+        >>> node = {"cat": "Node", "name": "/op_fc/Gemm_kernel_time", "ts": 12, "dur": 63}
         >>> steps_in([node, {"cat": "Session", "name": "model_run", "ts": 10, "dur": 70}], start_ns=1000)
-        [[Step(name='/op_fc/Gemm|Gemm', begin_ns=13000)]]
+        [[Step(name='/op_fc/Gemm', begin_ns=13000)]]
     """
     runs: list[list[Step]] = []
     current: list[Step] = []
@@ -254,7 +249,7 @@ def steps_in(events: Sequence[Mapping[str, Any]], start_ns: int) -> list[list[St
         begin_ns = start_ns + int(event["ts"]) * 1000
         name = event["name"].removesuffix(_SUFFIX)
         if event["cat"] == "Node" and name != event["name"]:
-            current.append(Step(f"{name}|{event['args'].get('op_name', '')}", begin_ns))
+            current.append(Step(name, begin_ns))
         elif name == "model_run":
             runs.append(sorted(current, key=lambda step: step.begin_ns))
             current = []

@@ -4,9 +4,8 @@ Layers come from ONNX Runtime's own profile. It names the kernels it ran, each a
 in whole microseconds; copies into and out of its blocked layout are kernels of their own and count with the layer
 they serve. The profile is written when profiling ends, so a second session of the same model runs with profiling on.
 
-There are no targets for its GPU providers, because they don't say what a layer takes. With the CUDA provider a node's
-time in the profile is that of its launches (kernels are recorded only by builds with CUDA profiling, which is off by
-default), and the TensorRT provider runs all it takes of a network as one node.
+Its CUDA provider has a runtime of its own, :mod:`.onnx_cuda`, because a node's time in the profile is that of its
+launches there.
 """
 
 from __future__ import annotations
