@@ -173,7 +173,7 @@ def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
         for begin in range(0, len(widths), together):
             part = widths[begin : begin + together]
             sessions = [runtime.network(candidate_for(model, timed, chosen, (example,))) for chosen in part]
-            pace = Pace(blocks=6, most_blocks=10, half_width=0.01, cap_s=1.5)
+            pace = Pace(blocks=8, most_blocks=12, half_width=0.0075, cap_s=2.0)
             taken = [timing.measurement(1.0).latency_ms for timing in schedule.measure([dense, *sessions], pace)]
             found += [ms / taken[0] for ms in taken[1:]]
     return found

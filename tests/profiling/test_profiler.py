@@ -12,11 +12,13 @@ from torch import nn
 from widthwise.luts.errors import InvalidTable, TableMismatch
 from widthwise.luts.measurement import Estimator
 from widthwise.luts.records import Role
+from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.narrowing import narrow
 from widthwise.network.network import Network
 from widthwise.profiling.profiler import Profiler, open_table, profile
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
+from widthwise.profiling.sampler import Batch
 from widthwise.profiling.target import Target
 
 FAKE = Target.parse("fake:cpu")
@@ -94,6 +96,32 @@ def test_however_short_the_time_a_table_is_usable(
     report = profile(wide, wide_network, (wide_example,), target=FAKE, path=tmp_path / "t.lut", time_s=0.001)
     assert report.networks >= 3 and report.dense_ms > 0
     assert report.layers == report.networks * len(wide_network.layers)
+
+
+@pytest.mark.parametrize("network_s", [0.75, 1.0, 3.0])
+def test_the_last_batch_is_as_large_as_ends_in_time(
+    tmp_path: Path,
+    wide: nn.Module,
+    wide_network: Network,
+    wide_example: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    network_s: float,
+) -> None:
+    now_s, single_s, time_s = 0.0, 0.375, 30.0
+
+    def takes_its_time(self: Profiler, run: int, batch: Batch) -> dict[LayerSpec, None]:
+        nonlocal now_s
+        now_s += network_s * len(batch.networks) + single_s * len(batch.layers)
+        return dict.fromkeys(batch.layers)
+
+    monkeypatch.setattr(Profiler, "_time", takes_its_time)
+    monkeypatch.setattr("widthwise.profiling.profiler.time.perf_counter", lambda: now_s)
+    monkeypatch.setattr(Profiler, "_warm_up", lambda self: 1.0)
+    monkeypatch.setattr(Profiler, "_dense_ms", lambda self: 1.0)
+    runtime = FakeRuntime(FAKE)
+    with open_table(tmp_path / "t.lut", runtime) as lut:
+        Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=time_s)
+    assert time_s - max(network_s, 0.4) <= now_s <= time_s
 
 
 def test_measuring_into_a_foreign_table_is_refused(

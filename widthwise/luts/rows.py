@@ -330,6 +330,17 @@ def network_record(row: Sequence[Any]) -> NetworkRecord:
     raise BadRow(f"{where}: {tuple(row[1:])} is no measurement")
 
 
+def select_surplus(db: sqlite3.Connection) -> dict[int, float]:
+    """Per network (id), by how many ms its layers exceed it together, shared among them equally."""
+    return dict(
+        db.execute(
+            "SELECT networks.id, (layers.total_ms - networks.latency_ms) / layers.count FROM networks JOIN ("
+            "SELECT network, SUM(latency_ms) AS total_ms, COUNT(*) AS count FROM layers WHERE network IS NOT NULL "
+            "GROUP BY network) AS layers ON layers.network = networks.id"
+        )
+    )
+
+
 def select_timed_layers(
     db: sqlite3.Connection, geometries: Mapping[int, Geometry], quiet_reference_ms: float, network: int | None
 ) -> Iterator[tuple[LayerRecord, Measurement]]:

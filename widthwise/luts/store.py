@@ -322,6 +322,12 @@ class Lut:
         with self.reading() as db:
             return rows.select_points(db, geometries)
 
+    def surplus_ms(self) -> dict[int, float]:
+        """Per network (id), by how much each of its layers would have to take less for them to add up to it; below zero
+        where they add up to less."""
+        with self.reading() as db:
+            return rows.select_surplus(db)
+
     def networks(self, signature: str | None = None) -> list[NetworkRecord]:
         """Network records in the order they were stored, of one dense network or of all."""
         condition, values = ("", ()) if signature is None else ("WHERE signature = ?", (signature,))

@@ -20,7 +20,7 @@ from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 
-__all__ = ["Line", "Point", "group_steps", "lines_of", "next_widths", "options_from", "step_of"]
+__all__ = ["Line", "Point", "group_steps", "lines_of", "next_widths", "options_from", "step_of", "units_from"]
 
 _STEPS = (32, 16, 8, 4, 2)
 _HIGHEST = 64
@@ -192,11 +192,25 @@ def options_from(lut: Lut, network: Network) -> dict[str, tuple[int, ...]]:
         InvalidModel: no group may change its width.
     """
     network.require_free()
+    return network.options(_steps_from(lut, network))
+
+
+def units_from(lut: Lut, network: Network) -> dict[str, int]:
+    """What all widths worth considering are multiples of, per free group, before its step is known and afterwards.
+
+    Networks are timed from the first minute on, at multiples of 8, and steps come out on the way; those timed before
+    are no networks at odd widths.
+    """
+    known, unknown = network.steps(_steps_from(lut, network)), network.steps()
+    return {group: math.gcd(step, unknown[group]) for group, step in known.items()}
+
+
+def _steps_from(lut: Lut, network: Network) -> dict[str, int]:
     known = {
         record.spec: Point(record.latency_ms, (record.high_ms - record.low_ms) / 2 / record.latency_ms)
         for record in lut.layers({layer.geometry for layer in network.layers}, estimator=Estimator.SINGLE)
     }
-    return network.options(group_steps(network, known))
+    return group_steps(network, known)
 
 
 def _differ(a: Point, b: Point) -> bool:

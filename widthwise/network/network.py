@@ -123,15 +123,17 @@ class Network:
         Args:
             steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
         """
-        known = steps or {}
+        stride = self.steps(steps)
         return {
-            group.name: grid(
-                group.size,
-                min(known.get(group.name, _STEP), max(1, group.size // _CHOICES)),
-                minimum=int(np.ceil(floor * group.size)),
-                most=most,
-            )
+            group.name: grid(group.size, stride[group.name], minimum=int(np.ceil(floor * group.size)), most=most)
             for group in self.free
+        }
+
+    def steps(self, known: Mapping[str, int] | None = None) -> dict[str, int]:
+        """What the widths of :meth:`options` are multiples of, per free group: its step where that is known, else 8; a
+        quarter of the dense width where that is finer."""
+        return {
+            group.name: min((known or {}).get(group.name, _STEP), max(1, group.size // _CHOICES)) for group in self.free
         }
 
     def require_free(self) -> None:

@@ -7,13 +7,13 @@ sums several, a flatten multiplies by the spatial size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Affine", "Widths", "columns", "grid"]
+__all__ = ["Affine", "AffineMap", "Widths", "grid"]
 
 Widths = Mapping[str, int]
 """Channels kept by each group, by group name."""
@@ -50,12 +50,37 @@ class Affine:
         """The groups it depends on, sorted."""
         return tuple(group for group, _ in self.terms)
 
-    def evaluate(self, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:
-        """The sizes at ``count`` width vectors at once; ``columns`` maps group → ``(count,)`` widths."""
-        total = np.full(count, self.constant, dtype=np.int64)
-        for group, coefficient in self.terms:
-            total += coefficient * columns[group]
-        return total
+
+class AffineMap:
+    """Many sizes in one matrix product: all channel dimensions of a network, for many width vectors at once.
+
+    Args:
+        forms: the sizes, in the order in which they come back.
+        groups: all that they depend on.
+
+    Example:
+        >>> sizes = AffineMap([Affine((("a", 2),), 3), Affine((("b", 1),))], ["a", "b"])
+        >>> sizes([{"a": 5, "b": 7}, {"a": 1, "b": 2}]).tolist()
+        [[13, 7], [5, 2]]
+    """
+
+    def __init__(self, forms: Sequence[Affine], groups: Iterable[str]) -> None:
+        self._places = {group: place for place, group in enumerate(groups)}
+        self._coefficients = np.zeros((len(self._places), len(forms)))  # floats multiply faster, and exactly to 2⁵³
+        self._constants = np.array([form.constant for form in forms], dtype=float)
+        for column, form in enumerate(forms):
+            for group, coefficient in form.terms:
+                self._coefficients[self._places[group], column] += coefficient
+
+    def __call__(self, widths: Sequence[Widths]) -> npt.NDArray[np.int64]:
+        """The sizes at ``n`` width vectors, shape ``(n, forms)``.
+
+        Raises:
+            KeyError: a group has no width.
+        """
+        rows = np.array([[chosen[group] for group in self._places] for chosen in widths], dtype=float)
+        sizes = rows.reshape(len(widths), len(self._places)) @ self._coefficients + self._constants
+        return np.asarray(sizes.astype(np.int64))
 
 
 def grid(size: int, step: int, *, minimum: int, most: int) -> tuple[int, ...]:
@@ -74,9 +99,3 @@ def grid(size: int, step: int, *, minimum: int, most: int) -> tuple[int, ...]:
     while -(-size // stride) > most:
         stride += step
     return (*(width for width in range(stride, size, stride) if width >= minimum), size)
-
-
-def columns(widths: Iterable[Widths], groups: Iterable[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Width vectors as one array per group, the form :meth:`Affine.evaluate` takes."""
-    rows = list(widths)
-    return {group: np.array([row[group] for row in rows], dtype=np.int64) for group in groups}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -23,11 +23,10 @@ from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
 from widthwise.luts.table import LatencyTable
 from widthwise.network.fusion import as_timed
-from widthwise.network.granularity import options_from
+from widthwise.network.granularity import units_from
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
-from widthwise.network.widths import Widths
-from widthwise.network.widths import columns as as_columns
+from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
 from widthwise.planner.regressors import SurfaceRegressor
@@ -51,7 +50,8 @@ class Prediction:
         interval_ms: (low, high) that holds the measured latency with 90 % confidence.
         extrapolated: layers whose widths lie outside what was measured.
         notes: what else a reader must know, in whole sentences.
-        between: groups whose width lies between those that plans choose from; the interval is that of such networks.
+        between: groups whose width is no multiple of what plans' widths are multiples of; the interval is that of such
+            networks.
     """
 
     latency_ms: float
@@ -69,7 +69,7 @@ class LatencyPredictor:
         table: the layers' measurements.
         records: measured networks of the same structure; nothing is fitted on those held out.
         tail: 90 % quantile of single runs over their median, of whole networks; None where that isn't known.
-        grid: group → the widths that plans choose from; any where not given.
+        units: group → what the widths that plans choose from are multiples of; 1 where not given.
 
     Build it with :meth:`fit`.
 
@@ -84,7 +84,7 @@ class LatencyPredictor:
         table: LatencyTable,
         records: Sequence[NetworkRecord],
         tail: float | None = None,
-        grid: Mapping[str, Collection[int]] | None = None,
+        units: Mapping[str, int] | None = None,
     ) -> None:
         self.network = network
         self._records = [record for record in records if record.role is not Role.VERIFY]
@@ -93,7 +93,9 @@ class LatencyPredictor:
         self._by_geometry: dict[Geometry, list[Layer]] = {}
         for layer in network.layers:
             self._by_geometry.setdefault(layer.geometry, []).append(layer)
-        self._grid = {group: frozenset(widths) for group, widths in (grid or {}).items()}
+        axes = [axis for layers in self._by_geometry.values() for layer in layers for axis in layer.axes]
+        self._sizes = AffineMap(axes, network.dense)
+        self._units = dict(units or {})
         self._correct = Correction()
         fitted = [record for record in self._records if record.role is not Role.HOLDOUT]
         if usual := [record for record in fitted if not self.between(record.widths)]:
@@ -115,13 +117,12 @@ class LatencyPredictor:
         """
         network = as_timed(network, lut)
         records = lut.networks(network.signature)
-        table = LatencyTable.load(lut, {layer.geometry for layer in network.layers})
+        table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}).trimmed(lut.surplus_ms())
         held_out = _ids(record for record in records if record.role is Role.HOLDOUT)
         _require(network, table.without(held_out).surfaces, lut)
         tails = [found for record in records if (found := lut.samples(record).tail) is not None]
         tail = float(np.median(tails)) if tails else None
-        grid = options_from(lut, network) if network.free else {}
-        return cls(network, table, records, tail, grid)
+        return cls(network, table, records, tail, units_from(lut, network))
 
     def at(self, statistic: Statistic) -> LatencyPredictor:
         """The same for another statistic of single runs: their median, or the latency that nine in ten stay below.
@@ -161,7 +162,7 @@ class LatencyPredictor:
             if len(table) < len(self._table):
                 continue  # nothing else holds some of the layers
             kept = [record for record in self._records if record.id not in away and record.role is not Role.HOLDOUT]
-            other = LatencyPredictor(self.network, table, kept, grid=self._grid)
+            other = LatencyPredictor(self.network, table, kept, units=self._units)
             told = [record for record in fold if record.role is not Role.DENSE]
             predicted = other.predict_many([record.widths for record in told])
             for record, ms in zip(told, predicted, strict=True):
@@ -200,8 +201,13 @@ class LatencyPredictor:
         return Prediction(latency_ms, interval_ms, self._extrapolated(complete), notes, between)
 
     def between(self, widths: Widths) -> tuple[str, ...]:
-        """Groups whose width lies between those that plans choose from."""
-        return tuple(group for group, width in widths.items() if width not in self._grid.get(group, (width,)))
+        """Groups whose width is no multiple of what plans' widths are multiples of."""
+        dense = self.network.dense
+        return tuple(
+            group
+            for group, width in widths.items()
+            if width % self._units.get(group, 1) and width != dense.get(group, width)
+        )
 
     def predict_many(self, widths: Sequence[Widths]) -> _Array:
         """Latencies in ms of many complete width vectors, shape ``(n,)``."""
@@ -215,9 +221,7 @@ class LatencyPredictor:
         """Σ layers before the correction, shape ``(n,)``."""
         count = len(widths)
         total = np.zeros(count)
-        columns = as_columns(widths, self.network.dense)
-        for geometry, layers in self._by_geometry.items():
-            channels = np.concatenate([_channels(layer, columns, count) for layer in layers])
+        for geometry, layers, channels in self._channels(widths):
             if count == 1:  # telling points apart would take longer than predicting them
                 found = self._surfaces[geometry].predict(channels)
             else:
@@ -260,12 +264,24 @@ class LatencyPredictor:
             found[name] = found.get(name, 0.0) + ms
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def _channels(self, widths: Sequence[Widths]) -> Iterator[tuple[Geometry, list[Layer], npt.NDArray[np.int64]]]:
+        """Per geometry its layers, and the channel counts of the first at all width vectors, then the second's, …"""
+        sizes, begin = self._sizes(widths), 0
+        for geometry, layers in self._by_geometry.items():
+            axes = len(layers[0].axes)
+            end = begin + axes * len(layers)
+            by_layer = sizes[:, begin:end].reshape(len(widths), len(layers), axes).swapaxes(0, 1)
+            yield geometry, layers, by_layer.reshape(len(layers) * len(widths), axes)
+            begin = end
+
     def _extrapolated(self, widths: Widths) -> tuple[str, ...]:
-        outside = []
-        for layer in self.network.layers:
-            if self._surfaces[layer.geometry].extrapolates(_point(layer, widths))[0]:
-                outside.append(layer.name)
-        return tuple(outside)
+        outside = {
+            layer.name
+            for geometry, layers, channels in self._channels([widths])
+            for layer, is_outside in zip(layers, self._surfaces[geometry].extrapolates(channels), strict=True)
+            if is_outside
+        }
+        return tuple(layer.name for layer in self.network.layers if layer.name in outside)
 
 
 def _ids(records: Iterable[NetworkRecord]) -> Collection[int]:
@@ -283,11 +299,6 @@ def _point(layer: Layer, widths: Widths) -> npt.NDArray[np.int64]:
 def _as_one(channels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows of at most two channel counts as one number each."""
     return channels @ (1 << 32) ** np.arange(channels.shape[1], dtype=np.int64)
-
-
-def _channels(layer: Layer, columns: Mapping[str, npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.int64]:
-    axes = [axis.evaluate(columns, count) for axis in layer.axes]
-    return np.stack(axes, axis=1) if axes else np.zeros((count, 0), dtype=np.int64)
 
 
 def _require(network: Network, present: Mapping[Geometry, object], lut: Lut) -> None:

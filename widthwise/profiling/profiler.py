@@ -44,6 +44,9 @@ _TOGETHER_BYTES = 400e6
 _DENSE_PACE = Pace(blocks=6, half_width=0.005, cap_s=2.5)
 _SINGLE_PACE = Pace(blocks=4, cap_s=0.2, visit_s=0.02)
 
+_SINGLE_S = 0.4
+"""A single layer takes so long at least; what it does take shows."""
+
 _QUIETER = 0.02
 
 Progress = Callable[[float, str], None]
@@ -171,16 +174,17 @@ class Profiler:
             adviser=self._adviser,
         )
         elapsed_s = time.perf_counter() - start
-        each_s = {True: 0.0, False: 0.0}  # of the last batch's networks, and of the last batch's single layers
+        each_s = {True: 0.0, False: _SINGLE_S}  # of networks in their slowest batch, and of single layers
         with cheap_collections():
             while batch := sampler.ask(elapsed_s / max(time_s, 1e-9)):
                 kind, asked_s = bool(batch.networks), time.perf_counter() - start  # advice takes seconds, too
-                size = len(batch.networks or batch.layers)
-                if asked_s + each_s[kind] * size > time_s and sampler.networks >= LEAST_NETWORKS:
+                if sampler.networks >= LEAST_NETWORKS:
+                    batch = batch.first(int((time_s - asked_s) / max(each_s[kind], 1e-9)))
+                if not batch:
                     break  # it would end late
                 sampler.tell(batch, self._time(run, batch))
                 elapsed_s = time.perf_counter() - start
-                each_s[kind] = (elapsed_s - asked_s) / max(size, 1)
+                each_s[kind] = max(each_s[kind], (elapsed_s - asked_s) / len(batch))
                 self._on_progress(
                     min(elapsed_s / max(time_s, 1e-9), 1.0),
                     f"{sampler.networks} networks" if batch.networks else f"{len(batch.layers)} single layers",

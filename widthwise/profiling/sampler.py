@@ -107,6 +107,14 @@ class Batch:
     networks: tuple[Draw, ...] = ()
     layers: tuple[LayerSpec, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.networks) + len(self.layers)
+
+    def first(self, count: int) -> Batch:
+        """The first ``count`` of them, none where that is less than one."""
+        count = max(count, 0)
+        return Batch(self.networks[:count], self.layers[:count])
+
 
 class Sampler:
     """Asked for a batch again and again, and told what came out.
