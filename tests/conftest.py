@@ -11,6 +11,8 @@ from torch import nn
 
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
+from widthwise.planner.correction import Correction, Line
+from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.conformance import SmallNet
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes.fake import FakeRuntime, World
@@ -110,6 +112,18 @@ def wide_table(
     with open_table(path, fake_runtime) as lut:
         Profiler(wide, wide_network, (wide_example,), runtime=fake_runtime, lut=lut).run(time_s=60, networks=60)
     yield path
+
+
+@pytest.fixture(scope="session", params=["one line", "two lines"])
+def fitted(request: pytest.FixtureRequest, wide_table: Path, wide_network: Network) -> LatencyPredictor:
+    """A predictor of the wide network, as it comes and with a correction that bends at a third of the dense latency."""
+    with Lut.open(wide_table, readonly=True) as lut:
+        found = LatencyPredictor.fit(lut, wide_network)
+    if request.param == "one line":
+        return found
+    bend_ms = found.dense_ms / 3
+    found._correct = Correction((Line(1.0), Line(1.2, -0.2 * bend_ms)))
+    return found.around(found.dense_ms)
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def by_layer(case: Case) -> Problem:
 
 def _only(predictor: LatencyPredictor, layer: Layer) -> SimpleNamespace:
     """A predictor of one layer, without the whole network's offset."""
-    return SimpleNamespace(network=SimpleNamespace(layers=[layer]), surface_ms=predictor.surface_ms, fixed_ms=0.0)
+    only = SimpleNamespace(network=SimpleNamespace(layers=[layer]), surface_ms=predictor.surface_ms, fixed_ms=0.0)
+    only.around = lambda latency_ms: only
+    return only
 
 
 def _output_last(cost: Cost, layer: Layer) -> Cost:

@@ -9,7 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from widthwise.luts import Estimator, Geometry, InvalidTable, LatencyTable, LayerSpec, Lut, MissingLayers, Role
+from widthwise.luts import (
+    Estimator,
+    Geometry,
+    InvalidTable,
+    LatencyTable,
+    LayerSpec,
+    Lut,
+    MissingLayers,
+    NetworkKey,
+    Role,
+)
 
 
 def test_surfaces_hold_the_points(lut: Lut, kit: SimpleNamespace) -> None:
@@ -36,6 +46,22 @@ def test_held_out_networks_stay_out(lut: Lut, kit: SimpleNamespace) -> None:
     everything = [n.id for n in lut.networks()]
     assert table.missing([kit.CONV]) == []
     assert LatencyTable.load(lut).without(everything).missing([kit.CONV, kit.RELU]) == [kit.CONV]
+
+
+def test_layers_are_trimmed_to_the_networks_they_were_timed_in(lut: Lut, kit: SimpleNamespace) -> None:
+    layers = [
+        ("stem", LayerSpec(kit.CONV, (13, 5)), kit.timed(3.0)),
+        ("act", LayerSpec(kit.RELU, (5,)), kit.timed(0.7)),
+    ]
+    small = lut.add_network(1, NetworkKey("s1", "tiny", {"stem": 5}), kit.timed(1.1), layers, role=Role.FIT)
+    raw = LatencyTable.load(lut)
+    surplus_ms = lut.surplus_ms()
+    assert list(surplus_ms.values()) == pytest.approx([(3.7 - 7.0) / 2, 1.9 - 4.3, (3.7 - 1.1) / 2])
+    assert list(surplus_ms) == [network.id for network in lut.networks()] and small in surplus_ms
+    trimmed = raw.trimmed(surplus_ms)
+    assert trimmed.surface(kit.CONV).latency_ms.tolist() == pytest.approx([3.0 + 1.65, 4.3, 1.7])
+    assert trimmed.surface(kit.RELU).latency_ms.tolist() == pytest.approx([0.7 + 1.65, 0.23, 0.35]), "half at least"
+    assert raw.surface(kit.RELU).latency_ms.tolist() == pytest.approx([0.7, 0.23, 0.7]), "raw as it was"
 
 
 def test_missing_geometries_are_named(lut: Lut, kit: SimpleNamespace) -> None:

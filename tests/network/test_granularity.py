@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from widthwise.luts.spec import Geometry
-from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths, step_of
+from widthwise.luts.store import Lut
+from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths, step_of, units_from
 from widthwise.network.network import Network
 
 CONV = Geometry("conv2d", ((1, 0, 7, 7),), ((1, 0, 7, 7),), (("groups", 1), ("kernel", (3, 3))))
@@ -70,3 +72,19 @@ def test_groups_take_the_largest_step_of_the_layers_they_widen(wide_network: Net
     assert group_steps(wide_network, {}) == {}
     options = wide_network.options(dict.fromkeys(steps, 4))
     assert all(width % 4 == 0 for group in steps for width in options[group])
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 16, 32])
+def test_networks_timed_before_steps_were_known_are_usual_ones(
+    step: int, wide_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict.fromkeys(wide_network.dense, step)
+    monkeypatch.setattr("widthwise.network.granularity.group_steps", lambda network, points: known)
+    with Lut.create(tmp_path / "t.lut", target={}, fingerprint={}) as lut:
+        units = units_from(lut, wide_network)
+    for options in (wide_network.options(), wide_network.options(known)):
+        for group, widths in options.items():
+            assert all(width % units[group] == 0 for width in widths[:-1]), (group, widths)
+    finest = {group: min(step, 8, size // 4) for group, size in wide_network.dense.items()}
+    assert all(1 <= units[group] <= finest[group] for group in units)
+    assert units["conv1"] == finest["conv1"], "no finer than needed"

@@ -17,10 +17,10 @@ from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.planner import verification
-from widthwise.planner.allocation import build_problem
+from widthwise.planner.allocation import Budget, allocate, build_problem
+from widthwise.planner.demands import Demands
 from widthwise.planner.importance import score
 from widthwise.planner.predictor import LatencyPredictor
-from widthwise.planner.solver import solve
 from widthwise.planner.verification import Verdict, judge, relative
 from widthwise.profiling.runtimes.fake import FakeRuntime, World
 
@@ -53,19 +53,39 @@ def test_flatten_and_depthwise_are_priced_too(tmp_path: Path, branches: nn.Modul
         assert problem.latency_ms(widths) == pytest.approx(predictor.predict(widths).latency_ms, rel=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.6, 0.25])
 def test_the_plan_is_the_best_of_all_width_vectors(
-    predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
+    fitted: LatencyPredictor, wide_lut: Lut, wide: nn.Module, wide_network: Network, share: float
 ) -> None:
     """Against brute force over a coarse grid."""
     options = wide_network.options(dict.fromkeys(wide_network.options(), 16), most=3)
     importance = score(wide, wide_network)
-    budget_ms = 0.6 * predictor.dense_ms
-    answer = solve(build_problem(predictor, importance, budget_ms, options))
     vectors = [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
-    feasible = [v for v, ms in zip(vectors, predictor.predict_many(vectors), strict=True) if ms <= budget_ms]
-    best = max(importance.retained(widths) for widths in feasible)
-    assert importance.retained(answer.widths) == pytest.approx(best, rel=1e-6)
-    assert answer.minimum_ms == pytest.approx(predictor.predict_many(vectors).min(), rel=1e-6)
+    latencies = fitted.predict_many(vectors)
+    budget_ms = latencies.min() + share * (fitted.dense_ms - latencies.min())
+    plan = allocate(fitted, importance, Budget(budget_ms, relative=False), wide_lut, options=options)
+    feasible = [v for v, ms in zip(vectors, latencies, strict=True) if ms <= budget_ms]
+    assert plan.importance == pytest.approx(max(importance.retained(widths) for widths in feasible), rel=1e-6)
+    assert plan.predicted_ms == fitted.predict(plan.widths).latency_ms <= budget_ms
+    assert plan.minimum_ms == pytest.approx(latencies.min(), rel=1e-6)
+    assert (
+        sum(ms for _, ms in fitted.breakdown(plan.widths))
+        <= plan.predicted_ms - fitted.around(budget_ms).fixed_ms + 1e-9
+    )
+
+
+def test_the_fastest_network_that_keeps_enough_is_the_fastest_of_all(
+    fitted: LatencyPredictor, wide_lut: Lut, wide: nn.Module, wide_network: Network
+) -> None:
+    options = wide_network.options(dict.fromkeys(wide_network.options(), 16), most=3)
+    importance = score(wide, wide_network)
+    vectors = [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
+    for keep in (0.9, 0.3):
+        plan = allocate(fitted, importance, None, wide_lut, options=options, demands=Demands(keep=keep))
+        enough = [v for v in vectors if importance.retained(v) >= keep]
+        assert plan.predicted_ms == pytest.approx(fitted.predict_many(enough).min(), rel=1e-5)
+        assert plan.certificate.objective == pytest.approx(plan.predicted_ms)
+        assert plan.certificate.bound <= plan.predicted_ms * (1 + 1e-9) and plan.certificate.gap <= 1e-4
 
 
 @pytest.mark.parametrize("budget", ["80%", "60%", "40%"])

@@ -25,8 +25,9 @@ def predictor(wide_table: Path, wide_network: Network) -> Iterator[LatencyPredic
 
 
 def test_every_point_is_the_best_of_all_widths(
-    predictor: LatencyPredictor, wide: nn.Module, wide_network: Network
+    fitted: LatencyPredictor, wide: nn.Module, wide_network: Network
 ) -> None:
+    predictor = fitted
     importance = score(wide, wide_network)
     options = {group: (size // 4, size // 2, size) for group, size in wide_network.dense.items()}
     shares: list[float] = []
@@ -37,6 +38,7 @@ def test_every_point_is_the_best_of_all_widths(
     assert found[0].latency_ms == pytest.approx(latencies.min())
     assert dict(found[-1].widths) == wide_network.dense and found[-1].importance == pytest.approx(1.0)
     for point in found:
+        assert point.latency_ms == pytest.approx(predictor.predict(point.widths).latency_ms, rel=1e-9)
         best = max(
             importance.retained(widths)
             for widths, ms in zip(every, latencies, strict=True)

@@ -13,7 +13,7 @@ from torch import nn
 from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
-from widthwise.planner.correction import choose_correction, weighed
+from widthwise.planner.correction import Correction, Line, choose_correction, weighed
 from widthwise.planner.intervals import Intervals, conformal_radius
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
@@ -153,16 +153,41 @@ def test_a_table_without_the_layers_names_the_command(wide_lut: Lut) -> None:
 @settings(max_examples=30, deadline=None)
 def test_an_affine_correction_is_recovered(scale: float, offset_ms: float, seed: int) -> None:
     sums = np.random.default_rng(seed).uniform(5, 50, size=40)
-    found = choose_correction(sums, scale * sums + offset_ms)
+    (found,) = choose_correction(sums, scale * sums + offset_ms).lines
     assert found.scale == pytest.approx(scale, rel=1e-6)
     assert found.offset_ms == pytest.approx(offset_ms, rel=1e-4)
+
+
+@given(st.floats(0.8, 1.2), st.floats(1.1, 1.5), st.floats(12.0, 25.0), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_a_bend_is_recovered(scale: float, steeper: float, bend_ms: float, seed: int) -> None:
+    sums = np.random.default_rng(seed).uniform(7, 50, size=60)
+    truth = Correction((Line(scale), Line(scale * steeper, scale * bend_ms * (1 - steeper))))
+    noise = np.exp(np.random.default_rng(seed).normal(0, 1e-3, size=60))
+    found = choose_correction(sums, truth(sums) * noise)
+    assert np.abs(found(sums) / truth(sums) - 1).mean() < 0.01
+    assert len(found.lines) == 2 or np.abs(truth(sums) / sums / scale - 1).max() < 0.1
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.5, 2.0), st.floats(-3.0, 3.0)), min_size=1, max_size=3),
+    st.floats(0.1, 50.0),
+    st.floats(-5.0, 50.0),
+)
+def test_one_line_says_what_is_within_a_budget(
+    lines: list[tuple[float, float]], sum_ms: float, budget_ms: float
+) -> None:
+    correction = Correction(tuple(Line(*line) for line in lines))
+    exact = float(correction(np.array(sum_ms)))
+    if abs(exact - budget_ms) > 1e-9:
+        assert (exact <= budget_ms) == (correction.at(budget_ms)(np.array(sum_ms)) <= budget_ms)
 
 
 def test_what_needs_no_line_gets_none() -> None:
     rng = np.random.default_rng(0)
     sums = rng.uniform(5, 50, size=40)
     found = choose_correction(sums, 1.03 * sums * np.exp(rng.normal(0, 0.01, 40)))
-    assert (found.offset_ms, found.scale) == (0.0, pytest.approx(1.03, abs=0.005))
+    assert found.lines == (Line(pytest.approx(1.03, abs=0.005), 0.0),)
 
 
 @given(st.floats(0.8, 1.25), st.floats(1.0, 100.0))
@@ -175,7 +200,8 @@ def test_the_dense_latency_lies_where_it_is_certain(ratio: float, predicted_ms: 
 
 
 def test_two_networks_are_enough_for_a_scale() -> None:
-    assert choose_correction(np.array([10.0, 20.0]), np.array([11.0, 22.0])).scale == pytest.approx(1.1)
+    (found,) = choose_correction(np.array([10.0, 20.0]), np.array([11.0, 22.0])).lines
+    assert found == Line(pytest.approx(1.1))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(9, 9), (19, 18), (99, 90), (3, 3)])

@@ -69,17 +69,19 @@ def allocate(
         return request.plan(answer, request.network.dense, unchanged, weights)
     request.require_feasible(answer)
     assert answer.bound is not None and answer.gap is not None
-    found = answer.importance if request.problem.objective == "importance" else answer.latency_ms
+    found, bound, gap = answer.importance, answer.bound, answer.gap
+    if request.problem.objective == "latency":
+        found, bound = (request.counting.predicted_ms(ms) for ms in (answer.latency_ms, answer.bound))
+        gap = max(gap, found / bound - 1)
     status: Literal["optimal", "feasible"] = "optimal" if answer.status == "optimal" else "feasible"
-    certificate = Certificate(
-        status=status, objective=found, bound=answer.bound, gap=answer.gap, seconds=answer.seconds
-    )
+    certificate = Certificate(status=status, objective=found, bound=bound, gap=gap, seconds=answer.seconds)
     return request.plan(answer, dict(answer.widths), certificate, weights)
 
 
 def build_problem(predictor: LatencyPredictor, importance: Importance, budget_ms: float, options: _Options) -> Problem:
-    """The allocation problem of a network; its latencies are :meth:`LatencyPredictor.predict`'s to rounding."""
-    tables = _latencies(predictor, options)
+    """The allocation problem of a network; its latencies are :meth:`LatencyPredictor.predict`'s to rounding, near the
+    budget at least (:meth:`LatencyPredictor.around`)."""
+    tables = _latencies(predictor.around(budget_ms), options)
     return Problem(
         budget_ms=budget_ms, fixed_ms=tables.fixed, groups=_groups(importance, options), costs=_costs(tables)
     )
@@ -107,12 +109,20 @@ class _Request:
         self.limits = demands.limits(self.network, self.options, self.dtype)
         self.further = [_further_limit(table, self.options, demands.confidence) for table in demands.tables]
         self._check_tables()
+        self.counting = predictor.around(self._within_ms)
         self.problem = self._problem()
+
+    @property
+    def _within_ms(self) -> float:
+        """What predictions must be within; the dense latency where there is no budget."""
+        if self.budget_ms is None:
+            return self.dense_ms
+        return _within(self.predictor, self.budget_ms, self.demands.confidence)
 
     @property
     def dense_will_do(self) -> bool:
         """Whether the dense network is within the budget, and within all else."""
-        if self.budget_ms is None or _within(self.predictor, self.budget_ms, self.demands.confidence) < self.dense_ms:
+        if self.budget_ms is None or self._within_ms < self.dense_ms:
             return False
         dense = self.network.dense
         if any(dense[group] not in widths for group, widths in self.options.items()):
@@ -128,7 +138,7 @@ class _Request:
         """Raises InfeasibleBudget where the answer says so; Unmet where time ran out."""
         if answer.status != "infeasible":
             return
-        budget_ms, least_ms = self.budget_ms, answer.minimum_ms * self._margin
+        budget_ms, least_ms = self.budget_ms, self.counting.predicted_ms(answer.minimum_ms) * self._margin
         if budget_ms is not None and least_ms > budget_ms:
             sure = f" with {self.demands.confidence:.6g} confidence" if self.demands.confidence is not None else ""
             raise InfeasibleBudget(
@@ -165,7 +175,7 @@ class _Request:
             budget_ms=self.budget_ms or prediction.latency_ms,
             predicted_ms=prediction.latency_ms,
             interval_ms=_interval_ms(self.predictor, prediction.latency_ms, demands.confidence),
-            minimum_ms=answer.minimum_ms,
+            minimum_ms=self.counting.predicted_ms(answer.minimum_ms),
             criterion=self.importance.criterion,
             importance=self.importance.retained(widths),
             certificate=certificate,
@@ -194,7 +204,7 @@ class _Request:
         )
 
     def _problem(self) -> Problem:
-        tables = _latencies(self.predictor, self.options)
+        tables = _latencies(self.counting, self.options)
         groups = _groups(self.importance, self.options)
         common: dict[str, Any] = {"fixed_ms": tables.fixed, "groups": groups, "costs": _costs(tables)}
         common["limits"] = (*self.limits, *self.further)
@@ -203,7 +213,7 @@ class _Request:
             # A hair less, so that the dense network keeps all of itself whatever its shares add up to in floats.
             keep = 1 + math.log(self.demands.keep) - 1e-12
             return Problem(objective="latency", keep=keep, **common)
-        return Problem(budget_ms=_within(self.predictor, self.budget_ms, self.demands.confidence), **common)
+        return Problem(budget_ms=self._within_ms, **common)
 
     @property
     def _margin(self) -> float:
@@ -236,7 +246,8 @@ def _further_limit(table: FurtherTable, options: _Options, confidence: float | N
     predictor = table.predictor
     shapes = "+".join(",".join(map(str, shape)) for shape in predictor.network.inputs)
     budget_ms = _within(predictor, table.budget.ms(predictor.dense_ms), confidence)
-    return as_limit(f"latency on {table.lut.path} @ {shapes}"[-200:], budget_ms, _latencies(predictor, options))
+    tables = _latencies(predictor.around(budget_ms), options)
+    return as_limit(f"latency on {table.lut.path} @ {shapes}"[-200:], budget_ms, tables)
 
 
 def _further_latency(table: FurtherTable, widths: Mapping[str, int], confidence: float | None) -> FurtherLatency:

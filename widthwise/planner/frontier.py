@@ -65,21 +65,21 @@ def frontier(
     if points < 2:
         raise BadInput(f"a frontier needs at least 2 points, got {points}")
     dense_ms = predictor.predict(predictor.network.dense).latency_ms
-    problem = build_problem(predictor, importance, dense_ms, options)
-    least_ms = solve(problem.model_copy(update={"budget_ms": -math.inf}), time_limit_s=time_limit_s).minimum_ms
+    counting = predictor.around(dense_ms)
+    problem = build_problem(counting, importance, dense_ms, options)
+    fastest = solve(problem.model_copy(update={"budget_ms": -math.inf}), time_limit_s=time_limit_s)
+    least_ms = counting.predicted_ms(fastest.minimum_ms)
     found: list[FrontierPoint] = []
     for done, budget_ms in enumerate(np.linspace(max(least_ms, dense_ms), least_ms, points), 1):
         # What is best within more time and fits into this one is best within this one.
         if found and found[-1].latency_ms <= budget_ms:
             found[-1] = replace(found[-1], budget_ms=float(budget_ms))
         else:
-            within = problem.model_copy(update={"budget_ms": float(budget_ms) * (1 + 1e-12)})
+            within = problem.model_copy(update={"budget_ms": counting.counted_ms(float(budget_ms)) * (1 + 1e-12)})
             answer = solve(within, time_limit_s=time_limit_s / points, relative_gap=RELATIVE_GAP)
             if answer.status != "infeasible":
-                kept = importance.retained(answer.widths)
-                found.append(
-                    FrontierPoint(float(budget_ms), answer.latency_ms, kept, answer.gap or 0.0, dict(answer.widths))
-                )
+                kept, latency_ms = importance.retained(answer.widths), counting.predicted_ms(answer.latency_ms)
+                found.append(FrontierPoint(float(budget_ms), latency_ms, kept, answer.gap or 0.0, dict(answer.widths)))
         if on_progress is not None:
             on_progress(done / points)
     return found[::-1]

@@ -1,7 +1,7 @@
 """From a table to the latency of any width vector of a network, with an interval.
 
 Layers come from their surfaces (:mod:`widthwise.planner.regressors`), their sum goes through a correction
-chosen by cross-validation among a·Σ and a·Σ + b, and the interval is conformal on whole networks, each
+chosen by cross-validation (:mod:`widthwise.planner.correction`), and the interval is conformal on whole networks, each
 predicted without what its process measured (:mod:`widthwise.planner.intervals`).
 """
 
@@ -107,6 +107,7 @@ class LatencyPredictor:
         self.tail = tail
         dense = np.array([record.latency_ms for record in self._records if record.role is Role.DENSE])
         self.dense_ms = weighed(dense, float(self.predict_many([network.dense])[0]))
+        self._line = self._correct.at(self.dense_ms)
 
     @classmethod
     def fit(cls, lut: Lut, network: Network) -> LatencyPredictor:
@@ -144,8 +145,29 @@ class LatencyPredictor:
         other = copy.copy(self)
         other.statistic = statistic
         other.dense_ms = self.dense_ms * factor
-        other._correct = Correction(self._correct.scale * factor, self._correct.offset_ms * factor)
+        other._correct = self._correct.times(factor)
+        return other.around(other.dense_ms)
+
+    def around(self, latency_ms: float) -> LatencyPredictor:
+        """The same, with costs for the allocator (:meth:`surface_ms`, :attr:`fixed_ms`) that are within this latency
+        exactly where predictions are.
+
+        They add up to predictions near it; far from it they may add up to more. Others are around the dense latency.
+        """
+        other = copy.copy(self)
+        other._line = self._correct.at(latency_ms)
         return other
+
+    def counted_ms(self, latency_ms: float) -> float:
+        """What the allocator's costs add up to where the prediction is ``latency_ms``."""
+        line = self._correct.at(latency_ms)
+        return latency_ms if line == self._line else float(self._line(np.array(line.sum_at(latency_ms))))
+
+    def predicted_ms(self, counted_ms: float) -> float:
+        """The prediction where the allocator's costs add up to ``counted_ms``: the inverse of :meth:`counted_ms`."""
+        if len(self._correct.lines) == 1 or not math.isfinite(counted_ms):
+            return counted_ms
+        return float(self._correct(np.array(self._line.sum_at(counted_ms))))
 
     @property
     def correction(self) -> Correction:
@@ -194,7 +216,7 @@ class LatencyPredictor:
             InvalidModel: a group is unknown, or a width impossible.
         """
         complete = self.network.require_widths(widths)
-        latency_ms = self._correct(float(self.sums_ms([complete])[0]))
+        latency_ms = float(self.predict_many([complete])[0])
         between = self.between(complete)
         notes = (*self._notes, *_doubts_between(between, len(self.intervals.between)))
         interval_ms = _around(latency_ms, self.intervals.radius(between=bool(between)))
@@ -211,7 +233,7 @@ class LatencyPredictor:
 
     def predict_many(self, widths: Sequence[Widths]) -> _Array:
         """Latencies in ms of many complete width vectors, shape ``(n,)``."""
-        return self._correct.scale * self.sums_ms(widths) + self._correct.offset_ms
+        return self._correct(self.sums_ms(widths))
 
     def interval_ms(self, latency_ms: float) -> tuple[float, float]:
         """The interval around a predicted latency of a network at widths that plans choose from."""
@@ -233,9 +255,10 @@ class LatencyPredictor:
     def surface_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
         """Corrected latencies of layers of one geometry at ``(n, axes)`` channel counts, shape ``(n,)``.
 
-        This is what the allocator counts: over all layers, and with :attr:`fixed_ms`, it adds up to :meth:`predict`.
+        This is what the allocator counts: over all layers, and with :attr:`fixed_ms`, it adds up to :meth:`predict` for
+        networks of about the latency that the predictor is :meth:`around`.
         """
-        return self._correct.scale * self._surfaces[geometry].predict(channels)
+        return self._line.scale * self._surfaces[geometry].predict(channels)
 
     def doubt_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
         """How uncertain :meth:`surface_ms` is, times how often the network has such a layer; shape ``(n,)``."""
@@ -245,13 +268,15 @@ class LatencyPredictor:
     @property
     def fixed_ms(self) -> float:
         """What no width changes."""
-        return self._correct.offset_ms
+        return self._line.offset_ms
 
     def breakdown(self, widths: Widths) -> list[tuple[Layer, float]]:
         """Each layer with its corrected latency in ms."""
         complete = self.network.require_widths(widths)
+        there = self.around(float(self.predict_many([complete])[0]))
         return [
-            (layer, float(self.surface_ms(layer.geometry, _point(layer, complete))[0])) for layer in self.network.layers
+            (layer, float(there.surface_ms(layer.geometry, _point(layer, complete))[0]))
+            for layer in self.network.layers
         ]
 
     def totals(self, widths: Widths, *, by: str = "kind") -> dict[str, float]:
