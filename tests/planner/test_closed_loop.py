@@ -13,8 +13,10 @@ from torch import nn
 import widthwise as ww
 from widthwise.luts.records import Role
 from widthwise.network.network import Network
+from widthwise.planner import closed_loop as module
 from widthwise.planner.closed_loop import Attempt, best_of, close_loop
-from widthwise.planner.plan import Plan
+from widthwise.planner.plan import Budget, Plan
+from widthwise.planner.predictor import LatencyPredictor
 
 
 @pytest.fixture
@@ -50,6 +52,38 @@ def test_a_plan_that_leaves_much_of_its_budget_is_widened(
     best = best_of(close_loop(wasteful, wide, [wide_example], path=table, rounds=2))
     assert best.plan.importance > first.importance
     assert 0.95 <= best.share <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("shares", "aim"), [([0.9], 0.99), ([1.02], 0.97), ([1.02, 1.01], 0.96), ([1.5], 0.96), ([1.5, 0.9], 0.96)]
+)
+def test_every_plan_above_its_budget_lowers_what_the_next_aims_at(
+    wide: nn.Module,
+    wide_example: torch.Tensor,
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shares: list[float],
+    aim: float,
+) -> None:
+    """The last one's layers are known by then; the next would choose what the predictor underrates elsewhere."""
+    first = planned(wide, wide_example, table)
+    (measured,) = close_loop(first, wide, [wide_example], path=table, rounds=0)
+    verifications = iter([replace(measured.verification, measured_ms=share * first.budget_ms) for share in shares])
+    plans, aimed_at = [first], list[float]()
+    group, width = next(iter(first.dense.items()))
+
+    def allocated(predictor: LatencyPredictor, importance: object, target: Budget, *_: object, **__: object) -> Plan:
+        missed = shares[len(aimed_at)] * first.budget_ms / predictor.predict(plans[-1].widths).latency_ms
+        aimed_at.append(target.value * missed / first.budget_ms)
+        plans.append(first.model_copy(update={"widths": first.widths | {group: width - len(plans)}}))
+        return plans[-1]
+
+    monkeypatch.setattr(module, "verify", lambda *_, **__: next(verifications))
+    monkeypatch.setattr(module, "allocate", allocated)
+    monkeypatch.setattr(module, "narrow", lambda *_: None)
+    with pytest.raises(StopIteration):
+        close_loop(first, wide, [wide_example], path=table, rounds=9)
+    assert aimed_at[-1] == pytest.approx(aim)
 
 
 def test_what_is_measured_is_kept_with_its_layers(wide: nn.Module, wide_example: torch.Tensor, table: Path) -> None:

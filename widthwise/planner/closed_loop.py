@@ -32,6 +32,10 @@ __all__ = ["Attempt", "best_of", "close_loop"]
 _AIM = 0.99
 """Share of the budget that new plans aim at: half of what is aimed at the budget itself would miss it."""
 
+_MOST_LOWER = 0.03
+"""A plan above its budget lowers what the next aims at by as much as it was above, this share at most: the table has
+learned its layers, and the next plan looks for others that the predictor underrates."""
+
 _SLACK = 0.03
 """A plan that leaves no more of the budget than this is good enough."""
 
@@ -120,11 +124,12 @@ def _next(
     """A plan from what the table knows now, its target scaled by what the last prediction missed; None where no widths
     reach it, or none that weren't measured."""
     last, budget_ms = attempts[-1], attempts[0].plan.budget_ms
+    lower = sum(min(_MOST_LOWER, max(0.0, attempt.share - 1)) for attempt in attempts)
     with Lut.open(path, readonly=True) as lut:
         predictor = LatencyPredictor.fit(lut, network).at(last.plan.statistic)
         missed = last.verification.measured_ms / predictor.predict(last.plan.widths).latency_ms
         try:
-            target = Budget(_AIM * budget_ms / missed, relative=False)
+            target = Budget((_AIM - lower) * budget_ms / missed, relative=False)
             demands = Demands.of(last.plan)
             made = allocate(predictor, importance, target, lut, weights=weights, demands=demands)
         except InfeasibleBudget:
