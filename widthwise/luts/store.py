@@ -300,21 +300,18 @@ class Lut:
         geometries: Collection[Geometry] | None = None,
         *,
         estimator: Estimator | None = None,
-        networks_not: Collection[int] = (),
     ) -> list[LayerRecord]:
         """Layer records in the order they were stored.
 
         Args:
             geometries: only these; all where None.
             estimator: only those timed so; all where None.
-            networks_not: ids of networks whose layers are left out, such as held-out ones.
         """
-        excluded = set(networks_not)
         with self.reading() as db:
             return [
                 record
                 for record in rows.select_layers(db, geometries)
-                if record.network_id not in excluded and (estimator is None or record.estimator is estimator)
+                if estimator is None or record.estimator is estimator
             ]
 
     def points(self, geometries: Collection[Geometry] | None = None) -> dict[Geometry, list[rows.Point]]:
