@@ -35,7 +35,7 @@ class Surface:
     Attributes:
         geometry: whose points they are.
         channels: (n, axes), the widths.
-        latency_ms: (n,), median of each measurement.
+        latency_ms: (n,), median of each measurement; less its share of a surplus once :meth:`trimmed`.
         network_id: (n,), the network the layer was timed in, -1 for none.
         in_place: (n,), whether it was timed inside a network.
         unstable: (n,), whether its interval is too wide to rely on.
