@@ -101,6 +101,19 @@ def test_equals_trying_all_widths(problem: Problem, first_pairs: int, most_rows:
     assert answer.bound == pytest.approx(best, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("worth", [0.0, 0.125])
+@pytest.mark.filterwarnings("error")
+def test_a_limit_of_nothing_and_widths_worth_nothing(worth: float) -> None:
+    """No scale can be taken from either; found by the test above."""
+    groups = {"a": {"widths": [1, 2, 3, 4], "importance": [0.0, 0.0, 0.0, worth]}}
+    limit = {"name": "limit", "most": 0.0, "costs": [{"over": ["a"], "amount": [0.0, 0.0, 0.1, 0.0]}]}
+    costs = [{"over": ["a"], "ms": [0.1, 0.1, 0.0, 0.1]}]
+    answer = solve(Problem(budget_ms=0.07, groups=groups, costs=costs, limits=[limit]))
+    assert answer.status == "infeasible" and answer.reason is not None and "not all together" in answer.reason
+    answer = solve(Problem(budget_ms=0.1, groups=groups, costs=costs, limits=[limit]))
+    assert (answer.status, answer.importance, answer.gap) == ("optimal", worth, 0.0)
+
+
 def test_the_limit_decides_and_says_so() -> None:
     # Within 6 ms a = 5, b = 11 keeps 7, but has 59 parameters; a = 3, b = 13 keeps 6 and has 43.
     assert solve(limited(limits=[])).widths == {"a": 5, "b": 11}

@@ -72,7 +72,7 @@ def allocate(
     found, bound, gap = answer.importance, answer.bound, answer.gap
     if request.problem.objective == "latency":
         found, bound = (request.counting.predicted_ms(ms) for ms in (answer.latency_ms, answer.bound))
-        gap = max(gap, found / bound - 1)
+        gap = max(gap, found / bound - 1 if bound > 0 else 0.0)
     status: Literal["optimal", "feasible"] = "optimal" if answer.status == "optimal" else "feasible"
     certificate = Certificate(status=status, objective=found, bound=bound, gap=gap, seconds=answer.seconds)
     return request.plan(answer, dict(answer.widths), certificate, weights)

@@ -136,6 +136,7 @@ class _Elimination:
         self.slack = min(energy - least + loss, _LARGEST)
         self.sizes = [len(mask) for mask in options]
         self.open = _given(ascent, options, pairs, limited)
+        self.unit = _SAME * _largest(self.open, np.abs(self.most))
         self.step = loss / (len(self.open) + len(options) + 1)
         self.rounded = 0
 
@@ -237,7 +238,7 @@ class _Elimination:
         gains = np.floor((self.prices @ relation.amounts - relation.energy) / self.step)
         keys = self._keys(relation, relation.scope)
         if len(self.most) != 1:
-            return relation.take(incomparable(keys, relation.amounts / self._unit, gains))
+            return relation.take(incomparable(keys, relation.amounts / self.unit, gains))
         ms = relation.amounts[0]
         near = _near(keys, ms, gains, math.prod(self.sizes[node] for node in relation.scope))
         keys, ms, gains = keys[near], ms[near], gains[near]
@@ -247,11 +248,6 @@ class _Elimination:
         level = group * (int(ranks.max()) + 1) + ranks
         best = np.maximum.accumulate(level)
         return relation.take(near[order[np.concatenate([[True], level[1:] > best[:-1]])]])
-
-    @property
-    def _unit(self) -> Floats:
-        """Amounts that differ by less count as equal where several are compared: sums in another order do."""
-        return _SAME * np.maximum(np.abs(self.most), 1e-300)[:, None]
 
     def _keys(self, relation: _Relation, nodes: Sequence[int]) -> Ints:
         """One number for each combination of options."""
@@ -277,6 +273,15 @@ def _given(ascent: Ascent, options: Sequence[Mask], pairs: Sequence[Mask], limit
         amounts = table.amounts[limited][:, left, right]
         given.append(_Relation(table.scope, np.stack(columns, axis=1), amounts, energy))
     return given
+
+
+def _largest(relations: Sequence[_Relation], most: Floats) -> Floats:
+    """The largest number that sums of each amount are made of, shape ``(limits, 1)``; 1 where all are zero.
+
+    Amounts that differ by a tiny part of it count as equal where several are compared: sums in another order do.
+    """
+    found = np.max([most, *(np.abs(r.amounts).max(axis=1, initial=0.0) for r in relations)], axis=0)
+    return np.where(found > 0, found, 1.0)[:, None]
 
 
 def _near(keys: Ints, ms: Floats, gains: Floats, count: int) -> Ints:

@@ -102,11 +102,12 @@ class _Search:
         self.least, self.floors = np.full(len(self.most), math.inf), np.full(len(self.most), -math.inf)
         self.fastest: dict[str, int] = {}
         self.binding: list[int] = []
-        self.unit = (
+        scale = (
             math.fsum(max(map(abs, group.importance)) for group in problem.groups.values())
             if self.goal == IMPORTANCE
             else abs(problem.fixed_ms) + math.fsum(float(cost.ms.max()) for cost in problem.costs)
         )
+        self.unit = scale if scale > 0 else 1.0  # where all widths are worth the same
 
     @property
     def gap(self) -> float:
