@@ -14,7 +14,7 @@ from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.network.network import Network
 from widthwise.profiling.conformance import RuntimeConformance
 from widthwise.profiling.runtimes import RUNTIMES, UnsupportedLayer, open_runtime
-from widthwise.profiling.runtimes.torch_cuda import without_stamps
+from widthwise.profiling.runtimes.cuda_timing import without_stamps
 from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 

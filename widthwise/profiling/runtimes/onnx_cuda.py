@@ -4,7 +4,7 @@ ONNX Runtime's own profile counts launches there, not kernels: only builds with 
 when each node began to launch, and PyTorch's profiler records what was launched when and how long it ran; the two
 together are the layers (:mod:`.cuda_trace`), from the first kernel on; what the call takes before that is left to the
 predictor's correction. Recording slows launches down, so what such a run takes longer than one without is taken off
-every layer equally (:func:`~.torch_cuda.without_stamps`).
+every layer equally (:func:`~.cuda_timing.without_stamps`).
 
 As with ``torch:cuda``, at batch size 1 a fast GPU waits for launches, and fewer channels change little. TF32 and the
 search for convolution algorithms stay as ONNX Runtime has them by default; ``channels_last`` is its ``prefer_nhwc``.
@@ -29,11 +29,12 @@ import torch
 from widthwise.luts.errors import InvalidModel, InvalidTarget
 from widthwise.luts.spec import LayerSpec
 from widthwise.profiling.runtimes.base import Candidate, NetworkSession, Session, UnsupportedLayer
+from widthwise.profiling.runtimes.cuda_timing import Recent, wall_s, without_stamps
 from widthwise.profiling.runtimes.cuda_trace import GpuWork, Step, in_steps, recorded
 from widthwise.profiling.runtimes.deployment import deployable, output_names, owners, refusal, require_package
 from widthwise.profiling.runtimes.onnx_export import export_onnx
 from widthwise.profiling.runtimes.reports import Kernel, by_layer
-from widthwise.profiling.runtimes.torch_cuda import CudaRuntime, FusingCudaRuntime, Recent, wall_s, without_stamps
+from widthwise.profiling.runtimes.torch_cuda import CudaRuntime, FusingCudaRuntime
 from widthwise.profiling.runtimes.torch_layers import build_layer
 from widthwise.profiling.target import Target
 

@@ -11,7 +11,7 @@ Which kernels are fastest TensorRT finds out by timing them, and not the same ev
 share these timings, so that equal layers get equal kernels.
 
 Layers come from TensorRT's profiler, on an execution context of its own. It records CUDA events between kernels, so
-what a run takes longer for them is taken off every kernel equally, see :func:`~.torch_cuda.without_stamps`. A layer
+what a run takes longer for them is taken off every kernel equally, see :func:`~.cuda_timing.without_stamps`. A layer
 alone is the sum of its kernels by the same profiler, less copies between layouts; with its events, as there is no whole
 to compare it with. References are those of ``torch-cudagraph:cuda``.
 """
@@ -35,11 +35,12 @@ from widthwise.profiling.runtimes.base import (
     Session,
     UnsupportedLayer,
 )
+from widthwise.profiling.runtimes.cuda_timing import Recent, wall_s, without_stamps
 from widthwise.profiling.runtimes.deployment import deployable, output_names, owners, refusal, require_package
 from widthwise.profiling.runtimes.onnx_export import export_onnx
 from widthwise.profiling.runtimes.reports import Kernel, by_layer
 from widthwise.profiling.runtimes.tensorrt_reports import kernels_from, require_precision
-from widthwise.profiling.runtimes.torch_cuda import FusingCudaRuntime, Recent, wall_s, without_stamps
+from widthwise.profiling.runtimes.torch_cuda import FusingCudaRuntime
 from widthwise.profiling.runtimes.torch_layers import build_layer, tensors
 from widthwise.profiling.target import Target
 

@@ -21,12 +21,8 @@ TF32, cuDNN's choice of algorithms and the like stay as PyTorch has them by defa
 from __future__ import annotations
 
 import inspect
-import statistics
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -48,157 +44,21 @@ from widthwise.profiling.runtimes.base import (
     Session,
     UnsupportedLayer,
 )
+from widthwise.profiling.runtimes.cuda_timing import (
+    Kernels,
+    Launches,
+    Recent,
+    Stamps,
+    Together,
+    captured,
+    streaming,
+    wall_s,
+    without_stamps,
+)
 from widthwise.profiling.runtimes.torch_layers import Placement, build_layer, square_convolution, tensors, with_stamps
 from widthwise.profiling.target import Target
 
-__all__ = ["CudaGraphRuntime", "CudaRuntime", "Recent", "wall_s", "without_stamps"]
-
-_REPEATS = 10
-"""A single layer stands so often in its graph; events mark the first's begin and the last's end."""
-
-_WARM_UP_CALLS = 3
-_STREAMED = 2**25
-"""Elements of 4 bytes the memory-bound reference reads, and writes: more than any GPU's L2 cache holds."""
-
-_LAUNCHES = 256
-_RECENT = 20
-_LEAST_SHARE = 0.05
-
-
-class _Stamps:
-    """CUDA events between operations, recorded anew with every run."""
-
-    def __init__(self, *, in_graph: bool) -> None:
-        self._in_graph = in_graph
-        self._events: list[torch.cuda.Event] = []
-        self._next = 0
-
-    def rewind(self) -> None:
-        self._next = 0
-
-    def record(self) -> None:
-        if self._next == len(self._events):
-            self._events.append(torch.cuda.Event(enable_timing=True, external=self._in_graph))  # type: ignore[no-untyped-call]
-        self._events[self._next].record()
-        self._next += 1
-
-    def seconds(self) -> list[float]:
-        """Between each event and the next; the GPU must have finished."""
-        return [before.elapsed_time(after) * 1e-3 for before, after in pairwise(self._events[: self._next])]
-
-
-class Recent:
-    """The median of the last runs."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=_RECENT)
-
-    def add(self, seconds: float) -> float:
-        self._seconds.append(seconds)
-        return seconds
-
-    @property
-    def seconds(self) -> float | None:
-        return statistics.median(self._seconds) if self._seconds else None
-
-
-def without_stamps(gaps_s: Sequence[float], whole_s: float | None) -> list[float]:
-    """Layers without what their time stamps took: the same is taken off each, down to a twentieth, so that they sum to
-    the whole network's time; unchanged where they sum to less.
-
-    Example:
-        >>> without_stamps([5.0, 2.0, 0.5], 4.0)
-        [3.5, 0.5, 0.025]
-    """
-    if whole_s is None or sum(gaps_s) <= whole_s:
-        return list(gaps_s)
-    largest, taken = sorted(gaps_s, reverse=True), 0.0
-    for count in range(1, len(largest) + 1):
-        taken = (sum(largest[:count]) - whole_s) / count
-        if count == len(largest) or taken >= largest[count]:
-            break
-    return [max(_LEAST_SHARE * gap, gap - taken) for gap in gaps_s]
-
-
-def _captured(call: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
-    """The call as a CUDA graph, and what it returned: tensors that every replay writes anew.
-
-    Raises:
-        InvalidTarget: it does what a graph can't hold.
-    """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(_WARM_UP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.inference_mode(), torch.cuda.graph(graph):
-            output = call()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidTarget(
-            f"this model can't be captured in a CUDA graph ({reason}); graphs hold no transfers to the host and no "
-            f"decisions on data; use the target torch:cuda"
-        ) from error
-    return graph, output
-
-
-def wall_s(call: Callable[[], object]) -> float:
-    """Seconds until the GPU has finished what ``call`` starts."""
-    torch.cuda.synchronize()
-    start = time.perf_counter_ns()
-    call()
-    torch.cuda.synchronize()
-    return (time.perf_counter_ns() - start) * 1e-9
-
-
-class _Kernels(Session):
-    """A few kernels, timed on the GPU alone.
-
-    Args:
-        call: launches them; it stands ``_REPEATS`` times in one graph.
-    """
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._stamps = stamps = _Stamps(in_graph=True)
-
-        def repeated() -> None:
-            stamps.rewind()
-            stamps.record()
-            for _ in range(_REPEATS):
-                call()
-            stamps.record()
-
-        self._kept_alive = call  # the graph reads its tensors
-        self._graph, _ = _captured(repeated)
-
-    def run(self) -> float:
-        self._graph.replay()
-        torch.cuda.synchronize()
-        return self._stamps.seconds()[0] / _REPEATS
-
-
-class _Launches(Session):
-    """A chain of the smallest kernels launched one by one: bound by the host."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._tensor = torch.zeros(32, device=device)
-
-    def run(self) -> float:
-        with torch.inference_mode():
-            return wall_s(lambda: [self._tensor.relu() for _ in range(_LAUNCHES)])
-
-
-class _Together(Session):
-    """Sessions one after the other."""
-
-    def __init__(self, *sessions: Session) -> None:
-        self._sessions = sessions
-
-    def run(self) -> float:
-        return sum(session.run() for session in self._sessions)
+__all__ = ["CudaGraphRuntime", "CudaRuntime", "FusingCudaRuntime"]
 
 
 class _CudaNetwork(PromptSession):
@@ -209,7 +69,7 @@ class _CudaNetwork(PromptSession):
         self._model = model
         self._inputs = inputs
         self._whole = Recent()
-        self._stamps = _Stamps(in_graph=False)
+        self._stamps = Stamps(in_graph=False)
         self._stamped = with_stamps(trace_runnable(model, network), network, self._stamps.record)
 
     def run(self) -> float:
@@ -240,7 +100,7 @@ class _GraphNetwork(PromptSession):
         super().__init__()
         self._kept_alive = model, inputs  # the graph reads their memory
         self._whole = Recent()
-        self._stamps = stamps = _Stamps(in_graph=True)
+        self._stamps = stamps = Stamps(in_graph=True)
         stamped = with_stamps(trace_runnable(model, network), network, stamps.record)
 
         def timed_layers() -> object:
@@ -248,8 +108,8 @@ class _GraphNetwork(PromptSession):
             stamps.record()
             return stamped(*inputs)
 
-        self._graph, self._output = _captured(lambda: model(*inputs))
-        self._layers, _ = _captured(timed_layers)
+        self._graph, self._output = captured(lambda: model(*inputs))
+        self._layers, _ = captured(timed_layers)
 
     def run(self) -> float:
         return self._whole.add(wall_s(self._graph.replay))
@@ -332,7 +192,7 @@ class CudaRuntime(Runtime):
     def references(self) -> References:
         with torch.cuda.device(self._placement.device):
             return References(
-                _Launches(self._placement.device), _Together(self._convolution(), _streaming(self._placement.device))
+                Launches(self._placement.device), Together(self._convolution(), streaming(self._placement.device))
             )
 
     def network(self, candidate: Candidate) -> NetworkSession:
@@ -345,7 +205,7 @@ class CudaRuntime(Runtime):
         module, placed = self._placement.deploy(operation), [self._placement.place(tensor) for tensor in inputs]
         try:
             with torch.cuda.device(self._placement.device):
-                return _Kernels(lambda: module(*placed))
+                return Kernels(lambda: module(*placed))
         except InvalidTarget as error:
             raise UnsupportedLayer(f"{spec} can't be timed alone: {error}") from error
 
@@ -363,7 +223,7 @@ class CudaGraphRuntime(CudaRuntime):
 
     def references(self) -> References:
         with torch.cuda.device(self._placement.device):
-            return References(self._convolution(), _streaming(self._placement.device))
+            return References(self._convolution(), streaming(self._placement.device))
 
 
 class FusingCudaRuntime(Runtime):
@@ -395,12 +255,6 @@ class FusingCudaRuntime(Runtime):
 
     def _on_gpu(self) -> AbstractContextManager[None]:
         return torch.cuda.device(self._placement.device)
-
-
-def _streaming(device: torch.device) -> Session:
-    source = torch.zeros(_STREAMED, device=device)
-    target = torch.empty_like(source)
-    return _Kernels(lambda: torch.add(source, 1.0, out=target))
 
 
 def _uuid(properties: object) -> str | None:
