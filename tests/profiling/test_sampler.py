@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def profiled(
     return profiler
 
 
+def test_networks_of_all_sizes_are_drawn() -> None:
+    """Also where there are many groups, whose widths even out when each is drawn for itself."""
+    options = {f"group{index}": [*range(8, 129, 8)] for index in range(60)}
+    for seed in range(5):
+        draws = [WidthSampler(options, seed=seed).draw(index) for index in range(48)]
+        for off_grid, most_apart in ((False, 0.15), (True, 0.29)):
+            kept = [0.25, 0.9] + [
+                sum(width / options[group][-1] for group, width in draw.widths.items()) / len(options)
+                for draw in draws
+                if draw.off_grid is off_grid and draw.role is not Role.DENSE
+            ]
+            kept.sort()
+            assert max(after - before for before, after in pairwise(kept)) < most_apart
+
+
 def test_a_random_tenth_is_held_out(wide_network: Network) -> None:
     for seed in range(5):
         sampler = WidthSampler(wide_network.options(), seed=seed)
@@ -79,7 +95,8 @@ def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
     profiled(lut, wide, wide_network, wide_example, networks=32, adviser=adviser)
     assert adviser.asked == [[20, 21, 22, 23], [28, 29, 30, 31]]
     narrowest = {group: widths[0] for group, widths in wide_network.options().items()}
-    advised = [index for index, record in enumerate(lut.networks()) if record.widths == narrowest]
+    records = lut.networks()
+    advised = [index for batch in adviser.asked for index in batch if records[index].widths == narrowest]
     assert advised == [20, 21, 23, 29, 30, 31], "22 is the dense network's turn, 28 that of any widths"
     draw = WidthSampler(wide_network.options()).draw
     assert [record.role for record in lut.networks()] == [draw(index).role for index in range(32)]
@@ -136,6 +153,19 @@ def test_what_the_runtime_cannot_time_alone_is_not_asked_for_again(lut: Lut, wid
     geometries = [spec.geometry for spec in seen]
     assert len(set(geometries)) >= 2
     assert sampler.ask(1.0) is None
+
+
+def test_no_advice_is_asked_for_that_would_come_too_late(lut: Lut, wide_network: Network) -> None:
+    class Knows(Narrowest):
+        def layers(self, lut: Lut, options: Mapping[str, Sequence[int]], *, most: int) -> list[LayerSpec]:
+            return list(dict.fromkeys(wide_network.specs(wide_network.dense)))
+
+    for left_s, hears in ((2.0, False), (4.0, True)):
+        sampler = Sampler(wide_network, lut, networks=3, adviser=Knows())
+        batch = sampler.ask(0.0, 60.0)
+        assert batch is not None
+        sampler.tell(batch, {})
+        assert bool(sampler.ask(0.95, left_s)) is hears
 
 
 def test_noise_does_not_invent_steps(

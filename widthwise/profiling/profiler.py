@@ -176,7 +176,7 @@ class Profiler:
         elapsed_s = time.perf_counter() - start
         each_s = {True: 0.0, False: _SINGLE_S}  # of networks in their slowest batch, and of single layers
         with cheap_collections():
-            while batch := sampler.ask(elapsed_s / max(time_s, 1e-9)):
+            while batch := sampler.ask(elapsed_s / max(time_s, 1e-9), time_s - elapsed_s):
                 kind, asked_s = bool(batch.networks), time.perf_counter() - start  # advice takes seconds, too
                 if sampler.networks >= LEAST_NETWORKS:
                     batch = batch.first(int((time_s - asked_s) / max(each_s[kind], 1e-9)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ _SINGLES = 60
 _SINGLES_TOGETHER = 6
 _ADVICE_AFTER = 20
 
+_ADVICE_S = 3.0
+"""An adviser fits predictors, for 1 to 3 s for a ResNet-101; taken to be so long until one has been heard."""
+
 _DENSE_EVERY = 11
 """The dense network comes again and again, so that what it took and what the others took were taken in equal moods of
 the machine: they slow down unequally (MobileNetV2 by 12 % more than the references while a neighbour is busy)."""
@@ -71,9 +75,13 @@ _OFF_GRID_HELD_OUT = 4
 """One in so many of them is held out."""
 
 _LEAST_SCALE = 0.15
-"""Scaled networks keep so much of each width at least, or a share drawn evenly on a logarithmic scale from there. Drawn
-evenly from 0.2 on, 1 of 24 ResNet-18s took less than a fifth of the dense one's time, and the correction knew nothing
-of small networks, which stay in the caches: it put those of a tenth 10 % too high (OpenVINO)."""
+"""Scaled networks keep so much of each width at least, or a share from there whose square root is spread evenly. Spread
+evenly itself, from 0.2 on, 1 of 24 ResNet-18s took less than a fifth of the dense one's time, and the correction knew
+nothing of small networks, which stay in the caches: it put those of a tenth 10 % too high (OpenVINO)."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""However many multiples of it are taken modulo one, they lie evenly. Drawn at random, six of seven ResNet-18s off the
+grid took more than two fifths of the dense one's time, and small ones were predicted 3 to 10 % too low."""
 
 _HELD_OUT = 10
 """One network in so many is held out, at random. Intervals don't rest on these alone, see
@@ -150,6 +158,7 @@ class Sampler:
         self._together = together
         self._seed = seed
         self._adviser = adviser if network.free else None
+        self._advice_s = _ADVICE_S
         own = lut.networks(network.signature)
         self.networks = sum(record.role is not Role.VERIFY for record in own)
         self._weights: dict[Geometry, float] = {}
@@ -171,8 +180,9 @@ class Sampler:
         self._searching_since: float | None = None
         self._set_steps()
 
-    def ask(self, share: float) -> Batch | None:
-        """What to time next, ``share`` of the time being over; None when there is nothing left that is worth it."""
+    def ask(self, share: float, left_s: float = math.inf) -> Batch | None:
+        """What to time next, ``share`` of the time being over and ``left_s`` being left; None when there is nothing
+        left that is worth it."""
         if self.networks < min(LEAST_NETWORKS, self._most_networks):
             return self._ask_networks()
         if share < _NETWORK_SHARE:
@@ -180,7 +190,7 @@ class Sampler:
                 return Batch(layers=tuple(probes))
             if self.networks < self._most_networks:
                 return self._ask_networks()
-        return self._ask_singles() if share < 1 else None
+        return self._ask_singles(left_s) if share < 1 else None
 
     def tell(self, batch: Batch, layers: Mapping[LayerSpec, Measurement | None]) -> None:
         """What came out: of single layers their measurements, None where the runtime can't time one alone; of
@@ -204,7 +214,9 @@ class Sampler:
         draws = [sampler.draw(index) for index in indices]
         turn = first // self._together % 2 == 1
         if self._adviser is not None and first >= _ADVICE_AFTER and turn:
+            began_s = time.perf_counter()
             planned = self._adviser.networks(self._lut, indices, self.options)
+            self._advice_s = time.perf_counter() - began_s
             draws = [
                 draw if draw.role is Role.DENSE or draw.off_grid else Draw(widths, draw.role)
                 for widths, draw in zip(planned, draws, strict=True)
@@ -230,8 +242,10 @@ class Sampler:
         self.steps = group_steps(self._network, self._singles)
         self.options = self._network.options(self.steps)
 
-    def _ask_singles(self) -> Batch | None:
+    def _ask_singles(self, left_s: float) -> Batch | None:
         if self._rest is None:
+            if self._adviser is not None and left_s <= self._advice_s:
+                return None  # the time would be over before the advice is heard
             self._set_steps()
             self._rest = self._uncertain()
         picked = [spec for spec in self._rest if spec.geometry not in self._refused][:_SINGLES_TOGETHER]
@@ -264,9 +278,8 @@ class WidthSampler:
         every, place = _OFF_GRID
         if index % every == place:
             role = Role.HOLDOUT if index // every % _OFF_GRID_HELD_OUT == 1 else Role.FIT
-            return Draw(self._any(rng), role, off_grid=True)
-        style = (self._independent, self._scaled, self._corners)[index % 3]
-        return Draw(style(rng), Role.HOLDOUT if self._is_held_out(index) else Role.FIT)
+            return Draw(self._any(rng, self._scale("any", index // every)), role, off_grid=True)
+        return Draw(self._on_grid(rng, index), Role.HOLDOUT if self._is_held_out(index) else Role.FIT)
 
     def _is_held_out(self, index: int) -> bool:
         """One at random of each stretch of networks, the dense ones and those off the grid aside."""
@@ -276,18 +289,29 @@ class WidthSampler:
         rest = [other for other in stretched if other % _DENSE_EVERY and other % every != place]
         return index == random.Random(f"{self._seed}:holdout:{stretch}").choice(rest)
 
+    def _on_grid(self, rng: random.Random, index: int) -> dict[str, int]:
+        """Of five networks two are scaled: the others, of many groups, all take about half of the dense one's time."""
+        stretch, place = divmod(index, _OFF_GRID[0])
+        if place in (1, 3):
+            return self._scaled(rng, self._scale("scaled", 2 * stretch + place // 3))
+        return self._independent(rng) if place == 0 or (place == 5 and stretch % 2) else self._corners(rng)
+
+    def _scale(self, style: str, count: int) -> float:
+        """The ``count``-th share of each width that scaled networks of a style keep, dense ones being 1."""
+        place = (random.Random(f"{self._seed}:{style}").random() + count * _GOLDEN) % 1
+        root = math.sqrt(_LEAST_SCALE)
+        return (root + (1 - root) * place) ** 2
+
     def _independent(self, rng: random.Random) -> dict[str, int]:
         return {group: rng.choice(widths) for group, widths in self._options.items()}
 
-    def _scaled(self, rng: random.Random) -> dict[str, int]:
-        scale = _scale(rng)
+    def _scaled(self, rng: random.Random, scale: float) -> dict[str, int]:
         return {
             group: min(widths, key=lambda width: abs(width - scale * math.exp(rng.gauss(0, 0.2)) * widths[-1]))
             for group, widths in self._options.items()
         }
 
-    def _any(self, rng: random.Random) -> dict[str, int]:
-        scale = _scale(rng)
+    def _any(self, rng: random.Random, scale: float) -> dict[str, int]:
         return {
             group: min(widths[-1], max(widths[0], round(scale * math.exp(rng.gauss(0, 0.3)) * widths[-1])))
             for group, widths in self._options.items()
@@ -297,10 +321,6 @@ class WidthSampler:
         return {
             group: rng.choice((widths[0], widths[-1], rng.choice(widths))) for group, widths in self._options.items()
         }
-
-
-def _scale(rng: random.Random) -> float:
-    return math.exp(rng.uniform(math.log(_LEAST_SCALE), 0.0))
 
 
 def uncovered_specs(
