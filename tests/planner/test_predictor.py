@@ -130,7 +130,7 @@ def test_unstable_measurements_reach_the_prediction(
 ) -> None:
     runtime = FakeRuntime(Target.parse("fake:cpu"), World(noise=0.6, burst_rate=0.3))
     with open_table(tmp_path / "noisy.lut", runtime) as lut:
-        Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=5, networks=12)
+        Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut).run(time_s=5, networks=8)
         noisy = LatencyPredictor.fit(lut, wide_network).predict({})
     assert any("is unstable: profile longer" in note for note in noisy.notes)
     assert any("measured networks; 9 are needed" in note for note in noisy.notes)
