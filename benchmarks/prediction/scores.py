@@ -21,6 +21,7 @@ def scored(cell: Cell) -> dict[str, Any]:
     from widthwise.luts.store import Lut
     from widthwise.luts.table import LatencyTable
     from widthwise.network.fusion import as_timed
+    from widthwise.planner.peers import on_scale, paces
     from widthwise.planner.predictor import LatencyPredictor
 
     held_out = json.loads(cell.record.read_text())["networks"]
@@ -31,10 +32,12 @@ def scored(cell: Cell) -> dict[str, Any]:
         began = time.perf_counter()
         predictor = LatencyPredictor.fit(lut, network)
         fit_s = time.perf_counter() - began
-        records = lut.networks(network.signature)
+        pace = paces(lut)
+        records = [on_scale(record, pace) for record in lut.networks(network.signature)]
         away = [record.id for record in records if record.role is Role.HOLDOUT]
         timed = as_timed(network, lut)
-        surfaces = LatencyTable.load(lut, {layer.geometry for layer in timed.layers}).without(away).surfaces
+        layers = LatencyTable.load(lut, {layer.geometry for layer in timed.layers})
+        surfaces = layers.paced(pace).without(away).surfaces
     fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
     known = [record.widths for record in fitted], np.array([record.latency_ms for record in fitted])
     first, second = (predictor.dense_ms * np.array([network[key] for network in held_out]) for key in MEASURED)

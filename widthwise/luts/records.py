@@ -14,10 +14,14 @@ from widthwise.luts.errors import InvalidSpec
 from widthwise.luts.measurement import Estimator, Status
 from widthwise.luts.spec import LayerSpec
 
-__all__ = ["LayerRecord", "NetworkKey", "NetworkRecord", "Role", "RunRecord", "Scalar", "TableSummary"]
+__all__ = ["BESIDE_DENSE", "LayerRecord", "NetworkKey", "NetworkRecord", "Role", "RunRecord", "Scalar", "TableSummary"]
 
 Scalar = str | int | float | bool | None
 """A value of a target, a fingerprint or a run's information."""
+
+BESIDE_DENSE = "beside_dense"
+"""In a run's information: true where its networks were timed in batches, in one interleaved run each, that begin with
+the dense network."""
 
 
 class Role(StrEnum):

@@ -68,6 +68,11 @@ class Surface:
         surplus = np.array([surplus_ms.get(network, 0.0) for network in self.network_id.tolist()])
         return replace(self, latency_ms=np.maximum(self.latency_ms - surplus, _LEAST_LEFT * self.latency_ms))
 
+    def paced(self, pace: Mapping[int, float]) -> Surface:
+        """Latencies divided by the pace of the network (id) they were timed in; see :meth:`LatencyTable.paced`."""
+        by = np.array([pace.get(network, 1.0) for network in self.network_id.tolist()])
+        return replace(self, latency_ms=self.latency_ms / by)
+
     @property
     def axes(self) -> int:
         """How many free widths the geometry has: 0, 1 or 2."""
@@ -120,6 +125,14 @@ class LatencyTable:
             surplus_ms: per network (id), see :meth:`Lut.surplus_ms`.
         """
         return self._of({geometry: surface.trimmed(surplus_ms) for geometry, surface in self.surfaces.items()})
+
+    def paced(self, pace: Mapping[int, float]) -> Self:
+        """Latencies divided by the pace of the network (id) they were timed in, where it has one.
+
+        Args:
+            pace: per network (id), see :func:`widthwise.planner.peers.paces`.
+        """
+        return self._of({geometry: surface.paced(pace) for geometry, surface in self.surfaces.items()})
 
     def missing(self, geometries: Collection[Geometry]) -> list[Geometry]:
         """Those of ``geometries`` without a single measurement, in the order given."""

@@ -29,6 +29,7 @@ from widthwise.network.network import Network
 from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
+from widthwise.planner.peers import on_scale, paces
 from widthwise.planner.regressors import SurfaceRegressor
 
 __all__ = ["LatencyPredictor", "Prediction", "Statistic"]
@@ -97,7 +98,8 @@ class LatencyPredictor:
         self._sizes = AffineMap(axes, network.dense)
         self._units = dict(units or {})
         self._correct = Correction()
-        fitted = [record for record in self._records if record.role is not Role.HOLDOUT]
+        fitted = [record for record in self._records if record.role is Role.FIT]
+        fitted += [record for record in self._records if record.role is Role.DENSE][:1]  # timed again and again
         if usual := [record for record in fitted if not self.between(record.widths)]:
             fitted = usual
         if fitted:
@@ -117,8 +119,10 @@ class LatencyPredictor:
             MissingLayers: the table lacks some of the network's layers; names the command that measures them.
         """
         network = as_timed(network, lut)
-        records = lut.networks(network.signature)
+        pace = paces(lut)
+        records = [on_scale(record, pace) for record in lut.networks(network.signature)]
         table = LatencyTable.load(lut, {layer.geometry for layer in network.layers}).trimmed(lut.surplus_ms())
+        table = table.paced(pace)
         held_out = _ids(record for record in records if record.role is Role.HOLDOUT)
         _require(network, table.without(held_out).surfaces, lut)
         tails = [found for record in records if (found := lut.samples(record).tail) is not None]

@@ -20,9 +20,10 @@ from torch import nn
 
 from widthwise.luts.errors import InvalidTable
 from widthwise.luts.measurement import Measurement
-from widthwise.luts.records import NetworkKey, Role
+from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
 from widthwise.network.fusion import fused
 from widthwise.network.network import Network
+from widthwise.planner.peers import quiet_reading_ms
 from widthwise.planner.plan import Plan
 from widthwise.profiling import device
 from widthwise.profiling.faithful import require_faithful
@@ -79,7 +80,7 @@ def verify(
     path: Path,
     dense: nn.Module | None = None,
 ) -> Verification:
-    """Measures the narrow model against the budget, and keeps it and its layers in the table at ``path``.
+    """Measures the narrow model against the budget, and keeps what was measured, layers too, in the table at ``path``.
 
     Args:
         small: the narrow model.
@@ -101,14 +102,16 @@ def verify(
         sessions = [_session(runtime, model, network, example) for model, network in zip(models, networks, strict=True)]
         info = {"load": device.load_average(), "reference_ms": schedule.warm_up(sessions[-1])}
         timings = schedule.measure(sessions, _PACES[plan.statistic])
-        kept = timings[0].measurement(quiet_ms)
-        run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info)
-        layers = networks[0].layers, networks[0].specs(networks[0].dense), timings[0].layer_measurements(quiet_ms)
-        named = [(layer.name, spec, timed) for layer, spec, timed in zip(*layers, strict=True)]
-        lut.add_network(run, NetworkKey(plan.signature, plan.model, plan.widths), kept, named, role=Role.VERIFY)
+        run = lut.begin_run(f"verify {plan.model}", runtime.versions(), info=info | {BESIDE_DENSE: dense is not None})
+        taken = list(zip((plan.widths, plan.dense), networks, timings, strict=False))
+        for widths, network, timing in reversed(taken):  # the dense one first
+            layers = network.layers, network.specs(network.dense), timing.layer_measurements(quiet_ms)
+            named = [(layer.name, spec, timed) for layer, spec, timed in zip(*layers, strict=True)]
+            key, whole = NetworkKey(plan.signature, plan.model, widths), timing.measurement(quiet_ms)
+            lut.add_network(run, key, whole, named, role=Role.VERIFY)
         del sessions
         gc.collect()  # their graphs refer to themselves and would keep both models' weights
-    scale_ms = plan.table.quiet_reference_ms  # the plan's own, should the table have been put on another since
+    scale_ms = quiet_reading_ms([block for timing in timings for block in timing.blocks])
     measured, pace = timings[0].measurement(scale_ms), None
     factor = _tail(measured, plan)
     latency_ms, interval_ms = measured.latency_ms, measured.interval_ms

@@ -192,11 +192,11 @@ class RuntimeConformance:
     ) -> None:
         path = tmp_path / "device.lut"
         with open_table(path, runtime) as lut, runtime.active():
-            report = Profiler(model, network, example, runtime=runtime, lut=lut).run(time_s=0.5, networks=3)
+            report = Profiler(model, network, example, runtime=runtime, lut=lut).run(time_s=0.5, networks=2)
             roles = [record.role for record in lut.networks(network.signature)]
             assert report.dense_ms > 0
             assert report.layers >= 3 * len(network.layers)
-            assert len(roles) == 3 and Role.DENSE in roles
+            assert len(roles) == 3 and roles[0] is Role.DENSE
         other = Target(
             self.target.runtime, self.target.device, self.target.threads + 1, self.target.dtype, "contiguous"
         )

@@ -19,7 +19,7 @@ from torch import nn
 
 from widthwise.luts.errors import TableMismatch
 from widthwise.luts.measurement import Estimator, Measurement, Status
-from widthwise.luts.records import NetworkKey, Role
+from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
 from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.fusion import FUSED, fused
@@ -39,9 +39,8 @@ __all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"
 DEFAULT_TIME_S = 240.0
 _TOGETHER = 4
 _TOGETHER_BYTES = 400e6
-"""So many networks are interleaved, as long as their weights stay below this."""
+"""So many networks are interleaved beside the dense one, as long as their weights stay below this."""
 
-_DENSE_PACE = Pace(blocks=6, half_width=0.005, cap_s=2.5)
 _SINGLE_PACE = Pace(blocks=4, cap_s=0.2, visit_s=0.02)
 
 _SINGLE_S = 0.4
@@ -59,7 +58,7 @@ class ProfileReport:
 
     Attributes:
         layers: layer measurements taken, in place and single.
-        networks: narrowed networks timed.
+        networks: networks timed, the dense one as often as it was.
         unstable: measurements of either that didn't settle.
         seconds: wall time of the call.
         waited_s: of these spent waiting for a disturbed machine to calm down, and on blocks it spoilt.
@@ -156,14 +155,14 @@ class Profiler:
         The dense network and two narrowed ones are measured in any case, however short the time.
 
         Args:
-            networks: not more than these, counting those already in the table.
+            networks: not more narrowed ones than these, counting those already in the table.
         """
         start = time.perf_counter()
         self._schedule.deadline_s = start + time_s
         quiet_ms = self._warm_up()
         if self._lut.quiet_reference_ms is None:
             self._lut.set_quiet_reference(quiet_ms)
-        info = {"load": device.load_average(), "reference_ms": quiet_ms}
+        info = {"load": device.load_average(), "reference_ms": quiet_ms, BESIDE_DENSE: True}
         run = self._lut.begin_run(f"profile {self._network.name}", self._runtime.versions(), info=info)
         sampler = Sampler(
             self._network,
@@ -245,8 +244,7 @@ class Profiler:
             self._runtime.network(candidate_for(self._model, self._network, draw.widths, self._example))
             for draw in draws
         ]
-        pace = _DENSE_PACE if draws[0].role is Role.DENSE else Pace()
-        for draw, timing in zip(draws, self._schedule.measure(sessions, pace), strict=True):
+        for draw, timing in zip(draws, self._schedule.measure(sessions), strict=True):
             whole = timing.measurement(self._quiet_ms)
             layers = timing.layer_measurements(self._quiet_ms)
             specs = self._network.specs(draw.widths)

@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 MOST_NETWORKS = 100
-LEAST_NETWORKS = 3
-"""The dense network and two narrowed ones are measured in any case."""
+LEAST_NETWORKS = 2
+"""So many narrowed networks are measured in any case, beside the dense one."""
 
 _KNOWN_NETWORKS = 24
 """A network whose layers a table knows from others needs no more: they find its correction and its interval."""
@@ -61,10 +61,6 @@ _ADVICE_AFTER = 20
 
 _ADVICE_S = 3.0
 """An adviser fits predictors, for 1 to 3 s for a ResNet-101; taken to be so long until one has been heard."""
-
-_DENSE_EVERY = 11
-"""The dense network comes again and again, so that what it took and what the others took were taken in equal moods of
-the machine: they slow down unequally (MobileNetV2 by 12 % more than the references while a neighbour is busy)."""
 
 _OFF_GRID = (6, 4)
 """Of every six networks the one with this remainder has widths of any kind: plans don't use them, but users may ask
@@ -119,8 +115,8 @@ class Batch:
         return len(self.networks) + len(self.layers)
 
     def first(self, count: int) -> Batch:
-        """The first ``count`` of them, none where that is less than one."""
-        count = max(count, 0)
+        """The first ``count`` of them, none where that leaves no layer, or no network beside the dense one."""
+        count = count if count >= (2 if self.networks else 1) else 0
         return Batch(self.networks[:count], self.layers[:count])
 
 
@@ -129,11 +125,11 @@ class Sampler:
 
     Args:
         lut: what is in it already isn't asked for again.
-        together: so many networks are timed against each other.
-        networks: not more than these in all.
+        together: so many narrowed networks are timed against each other, and against the dense one.
+        networks: not more narrowed ones than these in all.
 
     Attributes:
-        networks: how many have been timed, those already in the table included.
+        networks: how many narrowed ones have been timed, those already in the table included.
         options: the widths worth considering, per group; finer or coarser once the steps are known.
         steps: granularity found so far, per group.
 
@@ -160,7 +156,7 @@ class Sampler:
         self._adviser = adviser if network.free else None
         self._advice_s = _ADVICE_S
         own = lut.networks(network.signature)
-        self.networks = sum(record.role is not Role.VERIFY for record in own)
+        self.networks = sum(record.role in (Role.FIT, Role.HOLDOUT) for record in own)
         self._weights: dict[Geometry, float] = {}
         self._singles: dict[LayerSpec, Point] = {}
         self._refused: set[Geometry] = set()
@@ -195,7 +191,7 @@ class Sampler:
     def tell(self, batch: Batch, layers: Mapping[LayerSpec, Measurement | None]) -> None:
         """What came out: of single layers their measurements, None where the runtime can't time one alone; of
         networks, those of their layers."""
-        self.networks += len(batch.networks)
+        self.networks += sum(draw.role is not Role.DENSE for draw in batch.networks)
         for spec, measurement in layers.items():
             if measurement is None:
                 self._refused.add(spec.geometry)
@@ -208,6 +204,7 @@ class Sampler:
         self._weights[geometry] = max(self._weights.get(geometry, 0.0), latency_ms)
 
     def _ask_networks(self) -> Batch:
+        """The dense network and some narrowed ones, which count in terms of it; see :mod:`widthwise.planner.peers`."""
         sampler = WidthSampler(self.options, seed=self._seed)
         first = self.networks
         indices = range(first, min(first + self._together, self._most_networks))
@@ -218,10 +215,9 @@ class Sampler:
             planned = self._adviser.networks(self._lut, indices, self.options)
             self._advice_s = time.perf_counter() - began_s
             draws = [
-                draw if draw.role is Role.DENSE or draw.off_grid else Draw(widths, draw.role)
-                for widths, draw in zip(planned, draws, strict=True)
+                draw if draw.off_grid else Draw(widths, draw.role) for widths, draw in zip(planned, draws, strict=True)
             ]
-        return Batch(networks=tuple(draws))
+        return Batch(networks=(Draw(self._network.dense, Role.DENSE), *draws))
 
     def _ask_steps(self, share: float) -> list[LayerSpec]:
         """Probes of the first line about which something is left to find out."""
@@ -271,9 +267,7 @@ class WidthSampler:
         self._seed = seed
 
     def draw(self, index: int) -> Draw:
-        """The ``index``-th network; number 0 and every eleventh from there is the dense one."""
-        if index % _DENSE_EVERY == 0:
-            return Draw({group: widths[-1] for group, widths in self._options.items()}, Role.DENSE)
+        """The ``index``-th narrowed network."""
         rng = random.Random(f"{self._seed}:{index}")
         every, place = _OFF_GRID
         if index % every == place:
@@ -282,11 +276,11 @@ class WidthSampler:
         return Draw(self._on_grid(rng, index), Role.HOLDOUT if self._is_held_out(index) else Role.FIT)
 
     def _is_held_out(self, index: int) -> bool:
-        """One at random of each stretch of networks, the dense ones and those off the grid aside."""
+        """One at random of each stretch of networks, those off the grid aside."""
         stretch = index // _HELD_OUT
         every, place = _OFF_GRID
         stretched = range(stretch * _HELD_OUT, (stretch + 1) * _HELD_OUT)
-        rest = [other for other in stretched if other % _DENSE_EVERY and other % every != place]
+        rest = [other for other in stretched if other % every != place]
         return index == random.Random(f"{self._seed}:holdout:{stretch}").choice(rest)
 
     def _on_grid(self, rng: random.Random, index: int) -> dict[str, int]:

@@ -1,0 +1,115 @@
+"""Reference kernels that are slow for a whole process, while networks aren't."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import widthwise as ww
+from widthwise.luts.records import BESIDE_DENSE, Role
+from widthwise.luts.store import Lut
+from widthwise.network.network import Network
+from widthwise.planner.peers import on_scale, paces
+from widthwise.planner.predictor import LatencyPredictor
+from widthwise.profiling.profiler import Profiler, open_table
+from widthwise.profiling.runtimes import References, Session
+from widthwise.profiling.runtimes.fake import FakeRuntime, World
+from widthwise.profiling.target import Target
+
+FAKE = Target.parse("fake:cpu")
+SLOW = 1.25
+
+
+class _Slow(Session):
+    def __init__(self, session: Session, factor: float) -> None:
+        self._session, self._factor = session, factor
+
+    def run(self) -> float:
+        return self._factor * self._session.run()
+
+
+class _Process(FakeRuntime):
+    """A process whose reference kernels take a constant factor longer."""
+
+    def __init__(self, factor: float, seed: int) -> None:
+        super().__init__(FAKE, World(seed=seed, drift=0.02))
+        self._factor = factor
+
+    def references(self) -> References:
+        kernels = super().references()
+        return References(_Slow(kernels.compute, self._factor), _Slow(kernels.memory, self._factor))
+
+
+@pytest.fixture(scope="module")
+def table(
+    tmp_path_factory: pytest.TempPathFactory, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
+) -> Path:
+    """Of four processes, of which the first has slow kernels."""
+    path = tmp_path_factory.mktemp("peers") / "t.lut"
+    for process, networks in enumerate((16, 32, 48, 60)):
+        runtime = _Process(SLOW if process == 0 else 1.0, process)
+        with open_table(path, runtime) as lut:
+            profiler = Profiler(wide, wide_network, (wide_example,), runtime=runtime, lut=lut)
+            profiler.run(time_s=60, networks=networks)
+    return path
+
+
+def errors(table: Path, network: Network) -> np.ndarray:
+    """Of predicted shares of the dense network's latency."""
+    rng, truth_ms = random.Random(5), FakeRuntime(FAKE).true_ms
+    drawn = [{group: rng.choice(widths) for group, widths in network.options().items()} for _ in range(40)]
+    with Lut.open(table, readonly=True) as lut:
+        predictor = LatencyPredictor.fit(lut, network)
+    shares = np.array([truth_ms(network, widths) for widths in drawn]) / truth_ms(network, network.dense)
+    return np.asarray(predictor.predict_many(drawn) / predictor.dense_ms / shares - 1)
+
+
+def test_networks_count_in_terms_of_the_dense_one_beside_them(
+    table: Path, wide_network: Network, tmp_path: Path
+) -> None:
+    with Lut.open(table, readonly=True) as lut:
+        pace, records = paces(lut), lut.networks()
+        first = lut.runs()[0].id
+        slow, usual = ([pace[r.id] for r in records if (r.run == first) is early] for early in (True, False))
+        assert np.median(usual) / np.median(slow) == pytest.approx(SLOW, rel=0.03)
+        dense = [on_scale(record, pace) for record in records if record.role is Role.DENSE]
+        assert len({round(record.latency_ms, 9) for record in dense}) == 1
+        assert dense[0].low_ms <= dense[0].latency_ms <= dense[0].high_ms
+        quiet_ms = FakeRuntime(FAKE).true_ms(wide_network, wide_network.dense)
+        assert dense[0].latency_ms == pytest.approx(quiet_ms, rel=0.03), "by its own quiet reference"
+    told = np.abs(errors(table, wide_network))
+    assert told.mean() < 0.012 and told.max() < 0.06
+    untold = tmp_path / "untold.lut"
+    untold.write_bytes(table.read_bytes())
+    with closing(sqlite3.connect(untold)) as db:
+        db.execute("UPDATE runs SET info = replace(info, ?, 'forgotten')", (BESIDE_DENSE,))
+        db.commit()
+    with Lut.open(untold, readonly=True) as lut:
+        assert paces(lut) == {}
+    assert np.abs(errors(untold, wide_network)).mean() > 2 * told.mean()
+
+
+def test_so_do_plans_that_were_measured(
+    table: Path, wide: nn.Module, wide_example: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.lut"
+    path.write_bytes(table.read_bytes())
+    plan = ww.plan(wide, wide_example, lut=path, budget="60%", name="tests/conftest.py:wide_net")
+    monkeypatch.setattr("widthwise.planner.verification.open_runtime", lambda target: _Process(SLOW, 9))
+    found = ww.verify(plan, ww.apply(plan, wide), wide_example, lut=path, dense=wide)
+    assert found.measured_ms == pytest.approx(plan.predicted_ms, rel=0.05)
+    with Lut.open(path, readonly=True) as lut:
+        pace = paces(lut)
+        dense, kept = [record for record in lut.networks() if record.role is Role.VERIFY]
+        assert pace[dense.id] == pace[kept.id] < 0.9
+        assert on_scale(kept, pace).latency_ms == pytest.approx(found.measured_ms, rel=0.03)
+    ww.verify(plan, ww.apply(plan, wide), wide_example, lut=path)
+    with Lut.open(path, readonly=True) as lut:
+        assert lut.networks()[-1].id not in paces(lut), "no dense model was at hand"

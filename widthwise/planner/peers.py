@@ -1,0 +1,85 @@
+"""Networks on the scale of the dense network that was timed beside them.
+
+Ratios to the reference kernels keep what differs between the kernels and a network. In one table of ResNet-18 the
+kernels took 1.42 ms all through the first process and 1.13 to 1.28 ms in the three others, while the dense network took
+15.4 to 16.4 ms by the stopwatch in all four: its ratios lay 22 % apart. So every batch of networks begins with the
+dense one, and a batch counts in terms of it, as :mod:`widthwise.planner.verification` counts plans (duet
+benchmarking, Bulej et al., ICPE 2020).
+
+What the dense network takes on the quiet device is the median over processes, each of which has a quiet reference of
+its own: what slows the kernels down for a whole process is not the machine's pace.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from widthwise.luts.measurement import Block
+from widthwise.luts.records import BESIDE_DENSE, NetworkRecord, Role
+from widthwise.luts.store import Lut
+
+__all__ = ["on_scale", "paces", "quiet_reading_ms"]
+
+_QUIET_QUANTILE = 0.1
+
+
+def paces(lut: Lut) -> dict[int, float]:
+    """Per network (id): what the dense network beside it took over what it takes on the quiet device.
+
+    Networks that had none beside them aren't named.
+
+    Example:
+        >>> with Lut.open("device.lut", readonly=True) as lut:  # doctest: +SKIP
+        ...     slowest = max(paces(lut).values())
+    """
+    beside = {run.id for run in lut.runs() if run.info.get(BESIDE_DENSE)}
+    by_signature: dict[str, list[NetworkRecord]] = defaultdict(list)
+    for record in lut.networks():
+        if record.run in beside:
+            by_signature[record.signature].append(record)
+    found: dict[int, float] = {}
+    for records in by_signature.values():
+        dense = [record for record in records if record.role is Role.DENSE]
+        if not dense:
+            continue
+        dense_ms = _quiet_ms(lut, dense)
+        for peer, networks in _batches(records, dense[0].widths):
+            found |= {record.id: peer.latency_ms / dense_ms for record in networks}
+    return found
+
+
+def on_scale(record: NetworkRecord, pace: Mapping[int, float]) -> NetworkRecord:
+    """The record with its latency divided by its pace, where it has one."""
+    by = pace.get(record.id, 1.0)
+    return replace(record, latency_ms=record.latency_ms / by, low_ms=record.low_ms / by, high_ms=record.high_ms / by)
+
+
+def quiet_reading_ms(blocks: Sequence[Block]) -> float:
+    """What the reference kernels take in one process while nothing disturbs them: a low quantile of their readings."""
+    return float(np.quantile([block.reference_ms for block in blocks], _QUIET_QUANTILE))
+
+
+def _quiet_ms(lut: Lut, dense: list[NetworkRecord]) -> float:
+    """What the dense network takes on the quiet device, told by several processes."""
+    quiet_ms = lut.quiet_reference_ms or 1.0
+    told = []
+    for run in {record.run for record in dense}:
+        own = [record for record in dense if record.run == run]
+        scale = quiet_reading_ms([block for record in own for block in lut.samples(record).blocks]) / quiet_ms
+        told.append(scale * float(np.median([record.latency_ms for record in own])))
+    return float(np.median(told))
+
+
+def _batches(records: list[NetworkRecord], dense: Mapping[str, int]) -> list[tuple[NetworkRecord, list[NetworkRecord]]]:
+    """Each dense network with what was timed beside it: all that follows it in its run, until the next."""
+    batches: list[tuple[NetworkRecord, list[NetworkRecord]]] = []
+    for record in sorted(records, key=lambda record: (record.run, record.id)):
+        if record.widths == dense:
+            batches.append((record, [record]))
+        elif batches and batches[-1][0].run == record.run:
+            batches[-1][1].append(record)
+    return batches
