@@ -2,8 +2,8 @@
 
 ResNet-18 is profiled again and again as the command does it, in fresh processes, into a table each; once on an
 otherwise idle machine and once beside a process that runs a network without pause. Entries of successive tables are
-compared: an entry is a layer with its shapes, and all its blocks, over the reference. After each profile the layers
-of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``, in a process of its own.
+compared: an entry is a layer with its shapes, and all its blocks, in ms as predictors read them, in terms of the dense
+network beside it. After each profile the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``, in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import multiprocessing
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -29,7 +30,7 @@ _SETTLE_S = 12.0
 _SETTLED = 0.01
 
 Profile = dict[str, Any]
-"""``ours``: layer with its shapes → [ratio to the reference, stable, relative half-width]; ``dense``: the dense
+"""``ours``: layer with its shapes → [ms, stable, relative half-width]; ``dense``: the dense
 network's layer → its shapes; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
 
 
@@ -40,6 +41,7 @@ def run(time_s: float) -> Profile:
     from widthwise.luts import Estimator, Lut, Measurement, Status
     from widthwise.network.loading import load_model
     from widthwise.network.network import Network
+    from widthwise.planner.peers import paces
     from widthwise.planner.proposal import Proposer
     from widthwise.profiling.target import Target
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for
@@ -51,10 +53,13 @@ def run(time_s: float) -> Profile:
         report = profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
         with Lut.open(path, readonly=True) as lut:
             blocks: dict[Any, list[Any]] = {}
+            quiet_ms, pace = lut.quiet_reference_ms or 0.0, paces(lut)
             for record in lut.layers(estimator=Estimator.IN_PLACE):
-                blocks.setdefault(record.spec, []).extend(lut.samples(record).blocks)
+                taken = lut.samples(record).blocks
+                by = pace[record.network_id] if record.network_id is not None else 1.0
+                blocks.setdefault(record.spec, []).extend(replace(b, latency_ms=b.latency_ms / by) for b in taken)
     network = Network.trace(load_model(MODEL), (example,), name=MODEL)
-    entries = {spec: Measurement(tuple(taken), 1.0) for spec, taken in blocks.items()}
+    entries = {spec: Measurement(tuple(taken), quiet_ms) for spec, taken in blocks.items()}
     ours = {
         str(spec): [entry.latency_ms, entry.status is Status.STABLE, entry.half_width]
         for spec, entry in entries.items()
