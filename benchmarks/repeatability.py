@@ -3,7 +3,8 @@
 ResNet-18 is profiled again and again as the command does it, in fresh processes, into a table each; once on an
 otherwise idle machine and once beside a process that runs a network without pause. Entries of successive tables are
 compared: an entry is a layer with its shapes, and all its blocks, in ms as predictors read them, in terms of the dense
-network beside it. After each profile the layers of the dense network are also timed with torch.utils.benchmark's ``blocked_autorange``, in a process of its own.
+network beside it. After each profile the layers of the dense network are also timed with torch.utils.benchmark's
+``blocked_autorange``, in a process of its own.
 """
 
 from __future__ import annotations
