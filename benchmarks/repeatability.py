@@ -40,9 +40,9 @@ def run(time_s: float) -> Profile:
     import torch
 
     from widthwise.luts import Estimator, Lut, Measurement, Status
+    from widthwise.luts.peers import paces
     from widthwise.network.loading import load_model
     from widthwise.network.network import Network
-    from widthwise.planner.peers import paces
     from widthwise.planner.proposal import Proposer
     from widthwise.profiling.target import Target
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for

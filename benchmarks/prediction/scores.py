@@ -17,11 +17,11 @@ _Array = npt.NDArray[np.float64]
 
 def scored(cell: Cell) -> dict[str, Any]:
     """Figures of a cell, from its record and its table."""
+    from widthwise.luts.peers import on_scale, paces
     from widthwise.luts.records import Role
     from widthwise.luts.store import Lut
     from widthwise.luts.table import LatencyTable
     from widthwise.network.fusion import as_timed
-    from widthwise.planner.peers import on_scale, paces
     from widthwise.planner.predictor import LatencyPredictor
 
     held_out = json.loads(cell.record.read_text())["networks"]

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import widthwise as ww
+from widthwise.luts.peers import on_scale, paces
 from widthwise.luts.records import BESIDE_DENSE, Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
-from widthwise.planner.peers import on_scale, paces
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes import References, Session

@@ -47,7 +47,7 @@ def test_workers_continue_each_others_table(job: Job) -> None:
     assert len(runs) == 2
     assert report.networks == len(networks) >= 3
     assert [record.role.value for record in networks].count("dense") == 1
-    assert report.seconds > 0 and report.dense_ms == networks[0].latency_ms
+    assert report.seconds > 0 and report.dense_ms == pytest.approx(networks[0].latency_ms, rel=0.1)
     assert shares == sorted(shares) and shares[-1] == 1.0
 
 

@@ -25,14 +25,15 @@ def show(file: Table, as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
+    from widthwise.luts.peers import on_scale, paces
+    from widthwise.luts.records import Role
     from widthwise.luts.store import Lut
     from widthwise.report import terminal
 
     with Lut.open(file, readonly=True) as lut:
         summary, target, fingerprint = asdict(lut.summary()), dict(lut.target), dict(lut.fingerprint)
-        networks = [(n.model, n.role.value, n.latency_ms, n.status.value) for n in lut.networks()]
-        quiet_ms = lut.quiet_reference_ms
-    dense = {name: ms for name, role, ms, _ in networks if role == "dense"}
+        quiet_ms, pace = lut.quiet_reference_ms, paces(lut)
+        dense = {n.model: on_scale(n, pace).latency_ms for n in lut.networks() if n.role is Role.DENSE}
     if as_json:
         emit(
             {**summary, "target": target, "fingerprint": fingerprint, "quiet_reference_ms": quiet_ms, "dense_ms": dense}

@@ -130,7 +130,7 @@ class LatencyTable:
         """Latencies divided by the pace of the network (id) they were timed in, where it has one.
 
         Args:
-            pace: per network (id), see :func:`widthwise.planner.peers.paces`.
+            pace: per network (id), see :func:`widthwise.luts.peers.paces`.
         """
         return self._of({geometry: surface.paced(pace) for geometry, surface in self.surfaces.items()})
 

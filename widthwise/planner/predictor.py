@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import InvalidTable, MissingLayers
+from widthwise.luts.peers import on_scale, paces
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
@@ -29,7 +30,6 @@ from widthwise.network.network import Network
 from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
-from widthwise.planner.peers import on_scale, paces
 from widthwise.planner.regressors import SurfaceRegressor
 
 __all__ = ["LatencyPredictor", "Prediction", "Statistic"]

@@ -20,10 +20,10 @@ from torch import nn
 
 from widthwise.luts.errors import InvalidTable
 from widthwise.luts.measurement import Measurement
+from widthwise.luts.peers import quiet_reading_ms
 from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
 from widthwise.network.fusion import fused
 from widthwise.network.network import Network
-from widthwise.planner.peers import quiet_reading_ms
 from widthwise.planner.plan import Plan
 from widthwise.profiling import device
 from widthwise.profiling.faithful import require_faithful

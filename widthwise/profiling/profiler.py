@@ -19,6 +19,7 @@ from torch import nn
 
 from widthwise.luts.errors import TableMismatch
 from widthwise.luts.measurement import Estimator, Measurement, Status
+from widthwise.luts.peers import on_scale, paces
 from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
 from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
@@ -222,8 +223,8 @@ class Profiler:
             self._lut.lower_quiet_reference(self._schedule.quiet_ms)
 
     def _dense_ms(self) -> float:
-        records = self._lut.networks(self._network.signature)
-        return statistics.median(record.latency_ms for record in records if record.role is Role.DENSE)
+        records, pace = self._lut.networks(self._network.signature), paces(self._lut)
+        return statistics.median(on_scale(record, pace).latency_ms for record in records if record.role is Role.DENSE)
 
     def _together(self) -> int:
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())

@@ -204,7 +204,7 @@ class Sampler:
         self._weights[geometry] = max(self._weights.get(geometry, 0.0), latency_ms)
 
     def _ask_networks(self) -> Batch:
-        """The dense network and some narrowed ones, which count in terms of it; see :mod:`widthwise.planner.peers`."""
+        """The dense network and some narrowed ones, which count in terms of it; see :mod:`widthwise.luts.peers`."""
         sampler = WidthSampler(self.options, seed=self._seed)
         first = self.networks
         indices = range(first, min(first + self._together, self._most_networks))
