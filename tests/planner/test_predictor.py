@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
+from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.correction import Correction, Line, choose_correction, weighed
-from widthwise.planner.intervals import Intervals, conformal_radius
+from widthwise.planner.intervals import Intervals, conformal_radius, folds
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
@@ -109,6 +110,13 @@ def test_intervals_of_two_kinds() -> None:
     known = Intervals(np.linspace(-0.02, 0.02, 21), np.array([0.01, -0.08]))
     assert known.radius() == pytest.approx(0.02) and known.radius(between=True) == pytest.approx(0.08)
     assert Intervals(np.array([0.1]), np.array([0.01])).radius(between=True) == pytest.approx(0.1), "never less"
+
+
+def test_networks_of_one_process_are_predicted_in_five_parts(wide_table: Path) -> None:
+    with Lut.open(wide_table, readonly=True) as lut:
+        parts = folds(lut.networks())
+    assert [len(part) for part in parts] == [12] * 5
+    assert all(record.role is not Role.DENSE for part in parts for record in part)
 
 
 def test_p90_of_a_table_without_single_runs(wide_table: Path, wide_network: Network) -> None:

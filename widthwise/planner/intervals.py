@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import BadInput
-from widthwise.luts.records import NetworkRecord
+from widthwise.luts.records import NetworkRecord, Role
 
 __all__ = ["CONFIDENCE", "LEAST_CALIBRATION", "LEAST_PROCESSES", "Intervals", "conformal_radius", "folds"]
 
@@ -71,11 +71,12 @@ class Intervals:
 
 
 def folds(records: Sequence[NetworkRecord]) -> list[list[NetworkRecord]]:
-    """Networks that are predicted without each other: those of one process, or every fifth where there are fewer than
-    three processes (five parts at most)."""
+    """Networks that are predicted without each other: those of one process, or every fifth narrowed one where there are
+    fewer than three processes (five parts at most)."""
     runs = sorted({record.run for record in records})
     if len(runs) < LEAST_PROCESSES:
-        return [list(records[first::_FOLDS]) for first in range(_FOLDS)]
+        narrowed = [record for record in records if record.role is not Role.DENSE]
+        return [narrowed[first::_FOLDS] for first in range(_FOLDS)]
     part = {run: index % _FOLDS for index, run in enumerate(runs)}
     return [[record for record in records if part[record.run] == fold] for fold in range(min(_FOLDS, len(runs)))]
 

@@ -40,7 +40,8 @@ __all__ = ["ProfileReport", "Profiler", "candidate_for", "open_table", "profile"
 DEFAULT_TIME_S = 240.0
 _TOGETHER = 4
 _TOGETHER_BYTES = 400e6
-"""So many networks are interleaved beside the dense one, as long as their weights stay below this."""
+_LEAST_TOGETHER = 2
+"""So many networks are interleaved beside the dense one, as long as their weights stay below this; or so few."""
 
 _SINGLE_PACE = Pace(blocks=4, cap_s=0.2, visit_s=0.02)
 
@@ -228,14 +229,14 @@ class Profiler:
 
     def _together(self) -> int:
         weights = sum(p.numel() * p.element_size() for p in self._model.parameters())
-        return max(1, min(_TOGETHER, int(_TOGETHER_BYTES / max(weights, 1))))
+        return max(_LEAST_TOGETHER, min(_TOGETHER, int(_TOGETHER_BYTES / max(weights, 1))))
 
     def _time(self, run: int, batch: Batch) -> dict[LayerSpec, Measurement | None]:
         if not batch.networks:
             return self._time_layers(run, batch.layers)
         found = self._time_networks(run, batch.networks)
         gc.collect()
-        if self._together() == 1:  # large
+        if self._together() == _LEAST_TOGETHER:  # large
             return_free_memory()
         return found
 
