@@ -125,7 +125,7 @@ def report(phase: str, profiles: list[Profile]) -> list[dict[str, Any]]:
     entries = [entry for profile in profiles for entry in profile["ours"].values()]
     unstable = 1 - np.mean([stable for _, stable, _ in entries])
     rows = []
-    for who in pairs[0]:
+    for who in [who for who in pairs[0] if all(pair[who] for pair in pairs)]:  # nothing settles in a loud hour
         medians = [float(np.median(pair[who])) for pair in pairs]
         tails = [float(np.quantile(pair[who], 0.95)) for pair in pairs]
         count = int(np.median([len(pair[who]) for pair in pairs]))
