@@ -159,10 +159,13 @@ def _features(channels: _Channels) -> _Array:
     for tile in _TILES:
         features[:, at] = _padded(channels, tile).prod(axis=1)
         at += 1
-    for gate in _GATES:
-        features[:, at : at + axes] = (channels % gate != 0) * work[:, None]
-        at += axes
+    features[:, at:] = _missed(channels).reshape(count, -1) * work[:, None]
     return features
+
+
+def _missed(channels: _Channels) -> npt.NDArray[np.bool_]:
+    """Whether each axis misses each gate, shape ``(n, axes, gates)``."""
+    return np.asarray(channels[:, :, None] % np.array(_GATES) != 0)
 
 
 def _padded(channels: _Channels, tile: int) -> _Channels:
@@ -171,8 +174,7 @@ def _padded(channels: _Channels, tile: int) -> _Channels:
 
 def _places(channels: _Channels, tile: int) -> _Array:
     """Where points lie for the process: logarithms of padded counts, and apart by the gates they miss."""
-    missed = np.sum([channels % gate != 0 for gate in _GATES], axis=0)
-    return np.concatenate([np.log(_padded(channels, tile)), _APART * missed], axis=1)
+    return np.concatenate([np.log(_padded(channels, tile)), _APART * _missed(channels).sum(axis=2)], axis=1)
 
 
 def _matern(a: _Array, b: _Array, length: float) -> _Array:
