@@ -119,6 +119,11 @@ def test_networks_of_one_process_are_predicted_in_five_parts(wide_table: Path) -
     assert all(record.role is not Role.DENSE for part in parts for record in part)
 
 
+def test_nothing_to_predict(predictor: LatencyPredictor) -> None:
+    """A process that was ended early may have measured the dense network alone."""
+    assert predictor.predict_many([]).shape == (0,)
+
+
 def test_p90_of_a_table_without_single_runs(wide_table: Path, wide_network: Network) -> None:
     with Lut.open(wide_table, readonly=True) as lut:
         predictor = LatencyPredictor.fit(lut, wide_network)

@@ -159,7 +159,7 @@ def _features(channels: _Channels) -> _Array:
     for tile in _TILES:
         features[:, at] = _padded(channels, tile).prod(axis=1)
         at += 1
-    features[:, at:] = _missed(channels).reshape(count, -1) * work[:, None]
+    features[:, at:] = _missed(channels).reshape(count, axes * len(_GATES)) * work[:, None]
     return features
 
 
