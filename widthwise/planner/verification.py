@@ -53,9 +53,9 @@ class Verification:
 
     Attributes:
         dense_ms: of the plan.
-        pace: what the dense model took in this run over ``dense_ms``, both as ratios to the reference kernels times what
-            these take undisturbed in their process; ``measured_ms`` is divided by it. None, and nothing divided, where
-            the dense model wasn't at hand.
+        pace: what the dense model took in this run over ``dense_ms``, both as ratios to the reference kernels times
+            what these take undisturbed in their process; ``measured_ms`` is divided by it. None, and nothing divided,
+            where the dense model wasn't at hand.
         measured_ms: the statistic that the plan's budget is about, the median of single runs or their 90 % quantile.
         measured_interval_ms: 95 % interval of the measured median, scaled; the dense model's doubt is in it.
         raw_ms: what a stopwatch said at that moment, uncorrected.
