@@ -2,7 +2,7 @@
 
 Ratios to the reference kernels keep what differs between the kernels and a network. In one table of ResNet-18 the
 kernels took 1.42 ms all through the first process and 1.13 to 1.28 ms in the three others, while the dense network took
-15.4 to 16.4 ms by the stopwatch in all four: its ratios lay 22 % apart. So every batch of networks begins with the
+15.0 to 16.4 ms by the stopwatch in all four: its ratios lay 22 % apart. So every batch of networks begins with the
 dense one, and a batch counts in terms of it, as :mod:`widthwise.planner.verification` counts plans (duet
 benchmarking, Bulej et al., ICPE 2020).
 
