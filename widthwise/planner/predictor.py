@@ -31,6 +31,7 @@ from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
 from widthwise.planner.regressors import SurfaceRegressor
+from widthwise.planner.stack import Stack
 
 __all__ = ["LatencyPredictor", "Prediction", "Statistic"]
 
@@ -94,8 +95,8 @@ class LatencyPredictor:
         self._by_geometry: dict[Geometry, list[Layer]] = {}
         for layer in network.layers:
             self._by_geometry.setdefault(layer.geometry, []).append(layer)
-        axes = [axis for layers in self._by_geometry.values() for layer in layers for axis in layer.axes]
-        self._sizes = AffineMap(axes, network.dense)
+        self._layers = [layer for layers in self._by_geometry.values() for layer in layers]
+        self._sizes = AffineMap([axis for layer in self._layers for axis in layer.axes], network.dense)
         self._units = dict(units or {})
         self._correct = Correction()
         fitted = [record for record in self._records if record.role is Role.FIT]
@@ -196,6 +197,10 @@ class LatencyPredictor:
         return Intervals(np.array(errors[False]), np.array(errors[True]))
 
     @cached_property
+    def _stack(self) -> Stack:
+        return Stack([self._surfaces[layer.geometry] for layer in self._layers], [len(la.axes) for la in self._layers])
+
+    @cached_property
     def _notes(self) -> tuple[str, ...]:
         processes = len({record.run for record in self._records})
         return _doubts(len(self.intervals.on_grid), processes, _unstable_share(self._table))
@@ -245,15 +250,13 @@ class LatencyPredictor:
 
     def sums_ms(self, widths: Sequence[Widths]) -> _Array:
         """Σ layers before the correction, shape ``(n,)``."""
-        count = len(widths)
-        total = np.zeros(count)
+        if len(widths) == 1:
+            return self._stack.latencies_ms(self._sizes(widths)[0]).sum(keepdims=True)
+        total = np.zeros(len(widths))
         for geometry, layers, channels in self._channels(widths):
-            if count == 1:  # telling points apart would take longer than predicting them
-                found = self._surfaces[geometry].predict(channels)
-            else:
-                _, first, inverse = np.unique(_as_one(channels), return_index=True, return_inverse=True)
-                found = self._surfaces[geometry].predict(channels[first])[inverse]
-            total += found.reshape(len(layers), count).sum(axis=0)
+            _, first, inverse = np.unique(_as_one(channels), return_index=True, return_inverse=True)
+            found = self._surfaces[geometry].predict(channels[first])[inverse]
+            total += found.reshape(len(layers), len(widths)).sum(axis=0)
         return total
 
     def surface_ms(self, geometry: Geometry, channels: npt.NDArray[np.int64]) -> _Array:
@@ -304,12 +307,8 @@ class LatencyPredictor:
             begin = end
 
     def _extrapolated(self, widths: Widths) -> tuple[str, ...]:
-        outside = {
-            layer.name
-            for geometry, layers, channels in self._channels([widths])
-            for layer, is_outside in zip(layers, self._surfaces[geometry].extrapolates(channels), strict=True)
-            if is_outside
-        }
+        found = self._stack.extrapolates(self._sizes([widths])[0])
+        outside = {self._layers[place].name for place in np.flatnonzero(found)}
         return tuple(layer.name for layer in self.network.layers if layer.name in outside)
 
 
