@@ -18,6 +18,7 @@ from itertools import pairwise
 from widthwise.luts.measurement import Estimator
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.luts.store import Lut
+from widthwise.network.joints import block_steps
 from widthwise.network.network import Network
 
 __all__ = ["Line", "Point", "group_steps", "lines_of", "next_widths", "options_from", "step_of", "units_from"]
@@ -186,22 +187,24 @@ def group_steps(network: Network, known: Mapping[LayerSpec, Point]) -> dict[str,
 
 
 def options_from(lut: Lut, network: Network) -> dict[str, tuple[int, ...]]:
-    """The widths worth considering, per free group: multiples of the steps this table knows, else of 8.
+    """The widths worth considering, per free group: multiples of the steps this table knows, else of 8; whole blocks
+    where those of a concatenation must be.
 
     Raises:
         InvalidModel: no group may change its width.
     """
     network.require_free()
-    return network.options(_steps_from(lut, network))
+    return network.options(_steps_from(lut, network), _firm_from(lut, network))
 
 
 def units_from(lut: Lut, network: Network) -> dict[str, int]:
     """What all widths worth considering are multiples of, per free group, before its step is known and afterwards.
 
     Networks are timed from the first minute on, at multiples of 8, and steps come out on the way; those timed before
-    are no networks at odd widths.
+    are no networks at odd widths. Firm steps are known before.
     """
-    known, unknown = network.steps(_steps_from(lut, network)), network.steps()
+    firm = _firm_from(lut, network)
+    known, unknown = network.steps(_steps_from(lut, network), firm), network.steps({}, firm)
     return {group: math.gcd(step, unknown[group]) for group, step in known.items()}
 
 
@@ -211,6 +214,10 @@ def _steps_from(lut: Lut, network: Network) -> dict[str, int]:
         for record in lut.layers({layer.geometry for layer in network.layers}, estimator=Estimator.SINGLE)
     }
     return group_steps(network, known)
+
+
+def _firm_from(lut: Lut, network: Network) -> dict[str, int]:
+    return block_steps(network, lut.networks(network.signature)) or {}
 
 
 def _differ(a: Point, b: Point) -> bool:

@@ -115,26 +115,33 @@ class Network:
         return {group.name: group.size for group in self.free}
 
     def options(
-        self, steps: Mapping[str, int] | None = None, *, floor: float = 0.125, most: int = 16
+        self,
+        steps: Mapping[str, int] | None = None,
+        firm: Mapping[str, int] | None = None,
+        *,
+        floor: float = 0.125,
+        most: int = 16,
     ) -> dict[str, tuple[int, ...]]:
         """Widths to choose from, per free group: multiples of its step or of a quarter of the dense width, whichever is
         finer, and at least ``floor`` of the dense width.
 
         Args:
             steps: of groups where they are known, see :mod:`widthwise.network.granularity`; 8 for the others.
+            firm: steps that hold however few widths they leave, see :mod:`widthwise.network.joints`.
         """
-        stride = self.steps(steps)
+        stride = self.steps(steps, firm)
         return {
             group.name: grid(group.size, stride[group.name], minimum=int(np.ceil(floor * group.size)), most=most)
             for group in self.free
         }
 
-    def steps(self, known: Mapping[str, int] | None = None) -> dict[str, int]:
+    def steps(self, known: Mapping[str, int] | None = None, firm: Mapping[str, int] | None = None) -> dict[str, int]:
         """What the widths of :meth:`options` are multiples of, per free group: its step where that is known, else 8; a
-        quarter of the dense width where that is finer."""
-        return {
+        quarter of the dense width where that is finer, but no less than a firm step."""
+        usual = {
             group.name: min((known or {}).get(group.name, _STEP), max(1, group.size // _CHOICES)) for group in self.free
         }
+        return {group: max(step, (firm or {}).get(group, 1)) for group, step in usual.items()}
 
     def require_free(self) -> None:
         """Nothing, where some group may change its width.

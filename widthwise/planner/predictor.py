@@ -251,7 +251,7 @@ class LatencyPredictor:
     def sums_ms(self, widths: Sequence[Widths]) -> _Array:
         """Σ layers before the correction, shape ``(n,)``."""
         if len(widths) == 1:
-            return self._stack.latencies_ms(self._sizes(widths)[0]).sum(keepdims=True)
+            return np.array([self._stack.latencies_ms(self._sizes(widths)[0]).sum()])
         total = np.zeros(len(widths))
         for geometry, layers, channels in self._channels(widths):
             _, first, inverse = np.unique(_as_one(channels), return_index=True, return_inverse=True)

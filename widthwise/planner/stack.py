@@ -31,7 +31,7 @@ class Stack:
         begins = np.cumsum([0, *axes[:-1]])
         self._count = len(surfaces)
         self._parts = [
-            _Part.of([surfaces[layer] for layer in layers], layers, begins[layers, None] + np.arange(count))
+            _Part.of([surfaces[layer] for layer in layers.tolist()], layers, begins[layers, None] + np.arange(count))
             for count in sorted(set(axes))
             for layers in [np.flatnonzero(np.array(axes) == count)]
         ]

@@ -24,6 +24,7 @@ from widthwise.luts.records import Role
 from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths
+from widthwise.network.joints import BLOCK, block_probes, block_steps, joined_groups
 from widthwise.network.network import Network
 
 __all__ = [
@@ -174,6 +175,7 @@ class Sampler:
         self._most_networks = min(networks, _KNOWN_NETWORKS) if known else networks
         self._rest: list[LayerSpec] | None = None
         self._searching_since: float | None = None
+        self._firm: dict[str, int] | None = None
         self._set_steps()
 
     def ask(self, share: float, left_s: float = math.inf) -> Batch | None:
@@ -205,10 +207,16 @@ class Sampler:
 
     def _ask_networks(self) -> Batch:
         """The dense network and some narrowed ones, which count in terms of it; see :mod:`widthwise.luts.peers`."""
+        if self._firm is None:
+            self._set_steps()
         sampler = WidthSampler(self.options, seed=self._seed)
         first = self.networks
         indices = range(first, min(first + self._together, self._most_networks))
-        draws = [sampler.draw(index) for index in indices]
+        probes = dict(enumerate(block_probes(self._network)))
+        draws = [
+            Draw(probes[index], Role.FIT, off_grid=True) if index in probes else sampler.draw(index)
+            for index in indices
+        ]
         turn = first // self._together % 2 == 1
         if self._adviser is not None and first >= _ADVICE_AFTER and turn:
             began_s = time.perf_counter()
@@ -235,8 +243,14 @@ class Sampler:
         return []
 
     def _set_steps(self) -> None:
-        self.steps = group_steps(self._network, self._singles)
-        self.options = self._network.options(self.steps)
+        if self._firm is None:
+            self._firm = block_steps(self._network, self._lut.networks(self._network.signature))
+            if self._firm is None and self.networks >= LEAST_NETWORKS:
+                self._firm = {}  # a table from before they were probed
+        cautious = dict.fromkeys(joined_groups(self._network), BLOCK)
+        firm = cautious if self._firm is None else self._firm
+        self.steps = group_steps(self._network, self._singles) | (self._firm or {})
+        self.options = self._network.options(self.steps, firm)
 
     def _ask_singles(self, left_s: float) -> Batch | None:
         if self._rest is None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from widthwise.luts.measurement import Conditions
 from widthwise.luts.spec import Geometry, LayerSpec
-from widthwise.network.layers import macs
+from widthwise.network.layers import Layer, macs
 from widthwise.network.network import Network
 from widthwise.network.widths import Widths
 from widthwise.profiling.gauge import Reading
@@ -52,6 +52,8 @@ class World:
         memory_period_s: its period in virtual seconds.
         single_factor: a layer timed alone over the same layer in place (caches are warmer alone).
         overhead_ms: what a network takes beyond its layers.
+        block: what reads a concatenation whose parts aren't all multiples of it takes ``torn`` times as long.
+        torn: see ``block``.
         seed: of everything random.
     """
 
@@ -64,6 +66,8 @@ class World:
     memory_period_s: float = 23.0
     single_factor: float = 0.85
     overhead_ms: float = 0.02
+    block: int = 1
+    torn: float = 1.3
     seed: int = 0
 
 
@@ -120,7 +124,19 @@ class FakeRuntime(Runtime):
 
     def true_ms(self, network: Network, widths: Widths) -> float:
         """The undisturbed latency of a whole network."""
-        return sum(staircase_ms(spec) for spec in network.specs(widths)) + self.world.overhead_ms
+        return sum(self.layers_ms(network, widths)) + self.world.overhead_ms
+
+    def layers_ms(self, network: Network, widths: Widths) -> list[float]:
+        """The undisturbed latencies of its layers in place."""
+        return [
+            staircase_ms(layer.spec(widths)) * (self.world.torn if self._is_torn(layer, widths) else 1)
+            for layer in network.layers
+        ]
+
+    def _is_torn(self, layer: Layer, widths: Widths) -> bool:
+        concatenated = [size for size in layer.axes if len(size.terms) + bool(size.constant) > 1]
+        parts = [widths[group] * times for size in concatenated for group, times in size.terms]
+        return any(part % self.world.block for part in [*parts, *(size.constant for size in concatenated)])
 
     def elapse(self, latency_ms: float, memory: float = _MEMORY_SHARE) -> float:
         """Lets virtual time pass for a run of this true latency; the disturbed seconds it took.
@@ -158,7 +174,7 @@ class _FakeNetwork(PromptSession):
     def __init__(self, runtime: FakeRuntime, network: Network, widths: Widths) -> None:
         super().__init__()
         self._runtime = runtime
-        self._layers_ms = [staircase_ms(spec) for spec in network.specs(widths)]
+        self._layers_ms = runtime.layers_ms(network, widths)
         self._whole_ms = runtime.true_ms(network, widths)
 
     def run(self) -> float:
