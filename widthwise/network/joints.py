@@ -3,7 +3,7 @@
 Runtimes on CPUs keep activations in blocks of channels, of 16 with AVX-512. A concatenation stays in that layout where
 every part fills its blocks; otherwise all that it holds is copied into the plain layout and back, and norms behind it
 become kernels of their own. On ONNX Runtime one of DenseNet-121's 58 growths at 24 channels instead of 32 makes the
-network 2 % *slower*; with all of them at 24 it takes 0.97 of the dense one's time, with half at 16 and half at 32, which
+network 2 % *slower*; with all of them at 24 it takes 0.97 of the dense time, with half at 16 and half at 32, which
 is as many channels, 0.82 (OpenVINO: 0.93 and 0.81). No layer's own channel counts tell.
 
 So a network with concatenations is measured at two width vectors of as many channels, in whole blocks and not, before
