@@ -1,9 +1,10 @@
 """Do the parts of a concatenation have to fill whole blocks? ``python -m benchmarks.blocks [NETWORK …] [--target …]``
 
-Every network runs dense and at three other width vectors, one run each in turns: all that is concatenated half a block
-of 16 narrower (``apart``), as many channels in whole blocks (``whole``: every other group a block narrower), and one
-group alone half a block narrower (``one``, the middle one). Printed are the medians over the rounds of the latency over
-the dense one's in the same round, and their quartiles.
+Every network runs dense and at three other width vectors, one run each in turns: at about half of its widths, all that
+is concatenated half a block of 16 more (``apart``); with as many channels in whole blocks (``whole``: every other group
+a block more); and with one group alone half a block below its dense width (``one``, the middle one). Printed are the
+medians over the rounds of the latency over the dense one's in the same round, with quartiles, and those of the first
+over the second.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ NETWORKS = ("densenet121", "googlenet", "inception_v3", "squeezenet1_1")
 TARGETS = ("onnxruntime:cpu", "openvino:cpu", "torch:cpu")
 ROUNDS = 40
 WARM_UP = 5
+KINDS = ("apart", "whole", "one")
 
 
 def compared(name: str, target: str) -> dict[str, Any]:
@@ -48,9 +50,14 @@ def compared(name: str, target: str) -> dict[str, Any]:
         taken = [{kind: session.run() for kind, session in sessions.items()} for _ in range(WARM_UP + ROUNDS)]
     rounds = taken[WARM_UP:]
     found: dict[str, Any] = {"joined": len(joined), "dense_ms": 1e3 * float(np.median([r["dense"] for r in rounds]))}
-    for kind in ("apart", "whole", "one"):
+    for kind in KINDS:
         found[kind] = np.quantile([r[kind] / r["dense"] for r in rounds], [0.5, 0.25, 0.75]).tolist()
+    found["dearer"] = np.quantile([r["apart"] / r["whole"] for r in rounds], [0.5, 0.25, 0.75]).tolist()
     return {"network": name, "target": target, **found}
+
+
+def _quartiles(median: float, low: float, high: float) -> str:
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
 
 
 def main() -> None:
@@ -59,15 +66,11 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", default=TARGETS)
     asked = parser.parse_args()
     rows = [compared(name, target) for name in asked.networks for target in asked.target]
-    print("| network | target | groups concatenated | dense ms | apart | whole | one |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | target | groups concatenated | dense ms | apart | whole | one | apart ÷ whole |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        shares = (
-            f"{row[kind][0]:.3f} ({row[kind][1]:.3f} to {row[kind][2]:.3f})" for kind in ("apart", "whole", "one")
-        )
-        print(
-            f"| {row['network']} | {row['target']} | {row['joined']} | {row['dense_ms']:.1f} | {' | '.join(shares)} |"
-        )
+        shares = " | ".join(_quartiles(*row[kind]) for kind in (*KINDS, "dearer"))
+        print(f"| {row['network']} | {row['target']} | {row['joined']} | {row['dense_ms']:.1f} | {shares} |")
     print(f"\nOver the dense network in the same round, medians and quartiles of {ROUNDS}. {caption()}")
     keep("blocks", rows)
 

@@ -2,12 +2,13 @@
 
 Runtimes on CPUs keep activations in blocks of channels, of 16 with AVX-512. A concatenation stays in that layout where
 every part fills its blocks; otherwise all that it holds is copied into the plain layout and back, and norms behind it
-become kernels of their own. On ONNX Runtime one of DenseNet-121's 58 growths at 24 channels instead of 32 makes the
-network 2 % *slower*; with all of them at 24 it takes 0.97 of the dense time, with half at 16 and half at 32, which
-is as many channels, 0.82 (OpenVINO: 0.93 and 0.81). No layer's own channel counts tell.
+become kernels of their own. At about half of its widths DenseNet-121 takes 0.51 of the dense time on ONNX Runtime with
+growths of 24 channels, 0.39 where half of them have 16 and half 32, which is as many (OpenVINO: 0.47 and 0.40). One of
+its 58 growths at 24 for 32 makes the network no faster at all. No layer's own channel counts tell any of this.
 
-So a network with concatenations is measured at two width vectors of as many channels, in whole blocks and not, before
-anything else; where the first is much faster, plans choose whole blocks.
+So a network with concatenations is measured at two width vectors of as many channels before anything else, half a block
+off and in whole blocks; where the second is faster, plans choose whole blocks. ``benchmarks/blocks.py`` has more
+networks.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ BLOCK = 16
 """Channels in a block of the widest layout that is looked for; on machines with narrower ones nothing is found, and
 multiples of 8 fill theirs."""
 
-_DEARER = 0.05
-"""Logarithm of latencies from which on blocks count: 0.09 to 0.17 where they do, beside noise of 0.03."""
+_DEARER = 0.04
+"""Logarithm of latencies from which on blocks count: 0.05 to 0.27 on ONNX Runtime and OpenVINO, 0.00 to 0.03 in eager
+PyTorch (DenseNet-121: 0.08), beside noise of 0.03. As many channels in whole blocks were never slower."""
 
 
 def joined_groups(network: Network) -> tuple[str, ...]:
@@ -59,16 +61,18 @@ def joined_groups(network: Network) -> tuple[str, ...]:
 
 
 def block_probes(network: Network) -> tuple[dict[str, int], ...]:
-    """Two width vectors of as many channels: joined groups half a block below their dense widths, and every other one,
-    among those of a size, a whole block below. None where fewer than two groups are joined."""
+    """Two width vectors of about half the dense widths and as many channels: joined groups half a block above a whole
+    number of them, and alternately, among those of a size, at that number and the next. None where fewer than two
+    groups are joined."""
     joined = joined_groups(network)
     if len(joined) < 2:
         return ()
     dense = network.dense
+    half = {group: BLOCK * max(1, size // (2 * BLOCK)) if size >= BLOCK else size for group, size in dense.items()}
     by_size = sorted(joined, key=lambda group: dense[group])
-    apart = {group: dense[group] - BLOCK // 2 for group in joined}
-    whole = {group: dense[group] - BLOCK * (place % 2) for place, group in enumerate(by_size)}
-    return dense | apart, dense | whole
+    apart = {group: half[group] + BLOCK // 2 for group in joined}
+    whole = {group: half[group] + BLOCK * (place % 2) for place, group in enumerate(by_size)}
+    return half | apart, half | whole
 
 
 def block_steps(network: Network, records: Iterable[NetworkRecord]) -> dict[str, int] | None:
