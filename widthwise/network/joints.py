@@ -2,8 +2,8 @@
 
 Runtimes on CPUs keep activations in blocks of channels, of 16 with AVX-512. A concatenation stays in that layout where
 every part fills its blocks; otherwise all that it holds is copied into the plain layout and back, and norms behind it
-become kernels of their own. At about half of its widths DenseNet-121 takes 0.51 of the dense time on ONNX Runtime with
-growths of 24 channels, 0.39 where half of them have 16 and half 32, which is as many (OpenVINO: 0.47 and 0.40). One of
+become kernels of their own. At about half of its widths DenseNet-121 takes 0.50 of the dense time on ONNX Runtime with
+growths of 24 channels, 0.39 where half of them have 16 and half 32, which is as many (OpenVINO: 0.47 and 0.39). One of
 its 58 growths at 24 for 32 makes the network no faster at all. No layer's own channel counts tell any of this.
 
 So a network with concatenations is measured at two width vectors of as many channels before anything else, half a block
@@ -28,8 +28,8 @@ BLOCK = 16
 multiples of 8 fill theirs."""
 
 _DEARER = 0.04
-"""Logarithm of latencies from which on blocks count: 0.05 to 0.27 on ONNX Runtime and OpenVINO, 0.00 to 0.03 in eager
-PyTorch (DenseNet-121: 0.08), beside noise of 0.03. As many channels in whole blocks were never slower."""
+"""Logarithm of latencies from which on blocks count: 0.05 to 0.26 on ONNX Runtime and OpenVINO, 0.01 to 0.02 in eager
+PyTorch (DenseNet-121: 0.10), beside noise of 0.03. As many channels in whole blocks were never slower."""
 
 
 def joined_groups(network: Network) -> tuple[str, ...]:
