@@ -74,6 +74,34 @@ def test_groups_take_the_largest_step_of_the_layers_they_widen(wide_network: Net
     assert all(width % 4 == 0 for group in steps for width in options[group])
 
 
+def test_steps_are_finer_than_eight_only_where_all_layers_tell(wide_network: Network) -> None:
+    lines = lines_of(wide_network, lambda geometry: 1.0)
+
+    def told(of: list[Line]) -> dict[str, int]:
+        return group_steps(
+            wide_network,
+            {
+                line.spec(width): point
+                for line in of
+                for width, point in searched(staircase(4), dense=line.dense).items()
+            },
+        )
+
+    assert set(told(lines).values()) == {4}
+    readers = [line for line in lines if line.axis == 0]
+    assert readers and set(told(readers).values()) == {8}, "what writes the channels may have larger steps"
+
+
+def test_points_in_doubt_tell_nothing() -> None:
+    """A staircase of 16 on a machine so noisy that neighbours differ by a third: no step of 1."""
+    rng = random.Random(1)
+    noisy = {width: Point((16 + width // 17) * rng.uniform(0.7, 1.4), 0.3) for width in range(8, 65)}
+    assert step_of(noisy) is None
+    quiet = {width: Point(float(-(-width // 16)), 0.01) for width in (32, 40, 48, 56, 60, 62, 63, 64)}
+    assert step_of(quiet) == 16
+    assert step_of(quiet | {57: Point(7.0, 0.3), 58: Point(2.0, 0.4)}) == 16
+
+
 @pytest.mark.parametrize("step", [1, 2, 4, 16, 32])
 def test_networks_timed_before_steps_were_known_are_usual_ones(
     step: int, wide_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
