@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -78,14 +79,8 @@ def test_steps_are_finer_than_eight_only_where_all_layers_tell(wide_network: Net
     lines = lines_of(wide_network, lambda geometry: 1.0)
 
     def told(of: list[Line]) -> dict[str, int]:
-        return group_steps(
-            wide_network,
-            {
-                line.spec(width): point
-                for line in of
-                for width, point in searched(staircase(4), dense=line.dense).items()
-            },
-        )
+        specs = {line.spec(width) for line in of for width in searched(staircase(4), dense=line.dense)}
+        return group_steps(wide_network, {spec: Point(math.prod(map(staircase(4), spec.channels))) for spec in specs})
 
     assert set(told(lines).values()) == {4}
     readers = [line for line in lines if line.axis == 0]

@@ -84,19 +84,20 @@ class Line:
 
 
 def lines_of(network: Network, weight: Callable[[Geometry], float], *, most: int = 4) -> list[Line]:
-    """The lines worth searching: for each kind of layer its heaviest geometry, the heaviest kinds first.
+    """The lines worth searching: for each kind of layer its heaviest geometry, of those whose input and output vary
+    where there are such, the heaviest kinds first.
 
     Args:
         weight: of a geometry, such as its share of the network's latency.
         most: kinds of layers.
     """
-    heaviest: dict[tuple[object, ...], tuple[float, list[Line]]] = {}
+    heaviest: dict[tuple[object, ...], tuple[int, float, list[Line]]] = {}
     for lines in _lines_by_layer(network):
         kind, heavy = lines[0].kind[:-1], weight(lines[0].geometry)
-        if heavy > heaviest.get(kind, (0.0, []))[0]:
-            heaviest[kind] = (heavy, lines)
-    ranked = sorted(heaviest.values(), key=lambda found: -found[0])[:most]
-    return [line for _, lines in ranked for line in lines]
+        if heavy and (len(lines), heavy) > heaviest.get(kind, (0, 0.0))[:2]:
+            heaviest[kind] = (len(lines), heavy, lines)
+    ranked = sorted(heaviest.values(), key=lambda found: -found[1])[:most]
+    return [line for *_, lines in ranked for line in lines]
 
 
 def _lines_by_layer(network: Network) -> Iterator[list[Line]]:
