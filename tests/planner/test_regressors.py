@@ -78,6 +78,16 @@ def test_few_singles_beside_a_surface_in_doubt_are_scaled_as_usual() -> None:
     assert fit.predict(alone) == pytest.approx(known_ms(alone), rel=0.12)
 
 
+def test_the_measured_range_is_that_of_all_points() -> None:
+    """Also where there are more than a fit takes."""
+    channels = np.array([(a, b) for a in range(8, 248, 8) for b in range(8, 168, 8)])
+    fit = SurfaceRegressor(surface(channels, roofline(channels)))
+    assert len(fit.places) < len(channels)
+    assert (fit.low.tolist(), fit.high.tolist()) == ([8, 8], [240, 160])
+    channels = np.concatenate([channels, [(120, 999)]])
+    assert SurfaceRegressor(surface(channels, roofline(channels))).high.tolist() == [240, 999]
+
+
 def test_doubt_grows_away_from_the_points() -> None:
     near = np.array([[64, 64], [72, 64], [64, 72], [80, 80]])
     rng = np.random.default_rng(0)

@@ -46,13 +46,7 @@ def joined_groups(network: Network) -> tuple[str, ...]:
         >>> joined_groups(Network.trace(Fork(), ones(1, 3, 8, 8), name="fork"))
         ('left', 'right')
     """
-    parts = {
-        group
-        for layer in network.layers
-        for size in layer.axes
-        if len(size.terms) + bool(size.constant) > 1
-        for group in size.groups
-    }
+    parts = {group for layer in network.layers for size in layer.axes if size.joins for group in size.groups}
     return tuple(
         group.name
         for group in network.free

@@ -46,6 +46,11 @@ class Affine:
         return Affine(tuple(sorted(total.items())), self.constant + other.constant)
 
     @property
+    def joins(self) -> bool:
+        """Whether it adds up several parts, as a concatenation does; one of them may be constant."""
+        return len(self.terms) + bool(self.constant) > 1
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The groups it depends on, sorted."""
         return tuple(group for group, _ in self.terms)

@@ -92,9 +92,9 @@ class SurfaceRegressor:
         return np.asarray(np.sqrt(np.maximum(fit.signal**2 - explained, 0.0)))
 
     def _fit(self, points: Channels, log_ms: _Array, noise: _Array) -> None:
+        self.low, self.high = points.min(axis=0), points.max(axis=0)
         keep = _spread(points, _MOST_POINTS)
         points, log_ms, noise = points[keep], log_ms[keep], noise[keep]
-        self.low, self.high = points.min(axis=0), points.max(axis=0)
         latency_ms = np.exp(log_ms)
         self.roofline, _ = nnls(features(points) / latency_ms[:, None], np.ones(len(latency_ms)))
         residual = log_ms - np.log(self._mean(points))

@@ -134,7 +134,7 @@ class FakeRuntime(Runtime):
         ]
 
     def _is_torn(self, layer: Layer, widths: Widths) -> bool:
-        concatenated = [size for size in layer.axes if len(size.terms) + bool(size.constant) > 1]
+        concatenated = [size for size in layer.axes if size.joins]
         parts = [widths[group] * times for size in concatenated for group, times in size.terms]
         return any(part % self.world.block for part in [*parts, *(size.constant for size in concatenated)])
 
