@@ -34,7 +34,7 @@ from widthwise.profiling.target import Target
 
 __all__ = ["Verdict", "Verification", "verify"]
 
-_PACE = Pace(blocks=10, most_blocks=20, half_width=0.005, cap_s=5.0)
+_PACE = Pace(blocks=10, most_blocks=40, half_width=0.005, cap_s=8.0)
 _PACES = {"median": _PACE, "p90": replace(_PACE, visit_s=0.3, most_runs=60)}
 """The slowest tenth of runs takes more of them to know."""
 
