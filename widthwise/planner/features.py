@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-__all__ = ["TILES", "Channels", "features", "matern", "matern_between", "places"]
+__all__ = ["TILES", "Channels", "features", "matern", "matern_between", "matern_sum", "places"]
 
 TILES = (8, 16)
 _GATES = (4, 8, 16)
@@ -60,6 +60,15 @@ def matern_between(a: _Array, b: _Array, length: float) -> _Array:
     for begin in range(0, len(a), _ROWS):
         scaled[begin : begin + _ROWS] = matern(scaled[begin : begin + _ROWS], length)
     return np.asarray(scaled)
+
+
+def matern_sum(a: _Array, b: _Array, length: float, weights: _Array) -> _Array:
+    """:func:`matern_between` times weights of the second places, shape ``(len(a),)``; never held as a whole."""
+    found = np.empty(len(a))
+    for begin in range(0, len(a), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        found[rows] = matern(cdist(a[rows], b), length) @ weights
+    return found
 
 
 def matern(distance: _Array, length: float | _Array) -> _Array:

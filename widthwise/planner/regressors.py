@@ -19,7 +19,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import nnls
 
 from widthwise.luts.table import Surface
-from widthwise.planner.features import TILES, Channels, features, matern_between, places
+from widthwise.planner.features import TILES, Channels, features, matern_between, matern_sum, places
 
 __all__ = ["Process", "SurfaceRegressor"]
 
@@ -81,13 +81,14 @@ class SurfaceRegressor:
 
     def predict(self, channels: Channels) -> _Array:
         """Latencies in ms at ``(m, axes)`` channel counts, shape ``(m,)``."""
-        return np.exp(self._log_mean(channels)[0])
+        return np.exp(self._log_ms(channels))
 
     def deviation(self, channels: Channels) -> _Array:
         """Standard deviation of the logarithm of :meth:`predict`: the relative doubt."""
-        cross, fit = self._log_mean(channels)[1], self.process
-        if cross is None or fit is None:
+        fit = self.process
+        if fit is None or not channels.shape[1]:
             return np.full(len(channels), _DEFAULT_NOISE)
+        cross = fit.signal**2 * matern_between(places(channels, self.tile), self.places, fit.length)
         explained = np.einsum("ij,ji->i", cross, cho_solve(fit.factor, cross.T))
         return np.asarray(np.sqrt(np.maximum(fit.signal**2 - explained, 0.0)))
 
@@ -106,21 +107,19 @@ class SurfaceRegressor:
         """Logarithm of in-place over single: what is usual, and what these say, who may all err alike."""
         doubt = self.deviation(singles) if self.process is not None else _SIGNALS[-1]
         weights = 1 / (doubt**2 + noise**2 + _SINGLE_NOISE**2)
-        told = float(np.average(self._log_mean(singles)[0] - log_single, weights=weights))
+        told = float(np.average(self._log_ms(singles) - log_single, weights=weights))
         usual, weight = _WARMER[0], _WARMER[1] ** -2
         return float((told * weights.max() + usual * weight) / (weights.max() + weight))
 
     def _mean(self, channels: Channels) -> _Array:
         return np.asarray(np.maximum(features(channels) @ self.roofline, 1e-9))
 
-    def _log_mean(self, channels: Channels) -> tuple[_Array, _Array | None]:
-        """The logarithm of the latency, and the covariance with the measured points that it was made of."""
+    def _log_ms(self, channels: Channels) -> _Array:
         mean = np.log(self._mean(channels)) + self.offset
         fit = self.process
-        if not channels.shape[1] or fit is None:
-            return mean, None
-        cross = fit.signal**2 * matern_between(places(channels, self.tile), self.places, fit.length)
-        return mean + cross @ fit.weights, cross
+        if fit is None or not channels.shape[1]:
+            return mean
+        return mean + fit.signal**2 * matern_sum(places(channels, self.tile), self.places, fit.length, fit.weights)
 
 
 @dataclass(frozen=True)
