@@ -2,13 +2,13 @@
 
 A cell is a network on a target. It is profiled (four minutes), then networks are drawn that nothing was fitted on: a
 quarter at random widths that are multiples of the steps found, a quarter at any widths, half as a planner would choose
-them. Each is measured twice, in two processes, beside the dense network. The table gives the predictions' errors
-against the mean of both, how many of all single measurements the interval covers and its width, the difference between
-the two measurements (noise), and the errors of what others predict with, fitted on the same measurements. A second
-table: plans for 80, 60, 40 and 30 % of the dense latency from the same table, measured over
-budget at first and after at most two new plans. With ``--time 30 60 120 480`` the table is made in other times and
-judged by the networks of the four minutes' cell. ``--table`` prints what is on record, predicted anew where the tables
-under ``build/prediction`` are still there.
+them. Each is measured twice, in two processes, beside the dense network, and twice more where the two lie more than 2 %
+apart. The table gives the predictions' errors against the mean, how many of all single measurements the interval covers
+and its width, the difference between the first two measurements (noise), and the errors of what others predict with,
+fitted on the same measurements. A second table: plans for 80, 60, 40 and 30 % of the dense latency from the same table,
+measured over budget at first and after at most two new plans. With ``--time 30 60 120 480`` the table is made in other
+times and judged by the networks of the four minutes' cell. ``--table`` prints what is on record, predicted anew where
+the tables under ``build/prediction`` are still there.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.prediction.baselines import BASELINES
-from benchmarks.prediction.cells import KINDS, MEASURED, Cell, opened
+from benchmarks.prediction.cells import KINDS, MEASURED, Cell, noise, opened
 
 _Array = npt.NDArray[np.float64]
 
@@ -40,15 +40,18 @@ def scored(cell: Cell) -> dict[str, Any]:
         surfaces = layers.paced(pace).without(away).surfaces
     fitted = [record for record in records if record.role in (Role.FIT, Role.DENSE)]
     known = [record.widths for record in fitted], np.array([record.latency_ms for record in fitted])
-    first, second = (predictor.dense_ms * np.array([network[key] for network in held_out]) for key in MEASURED)
-    measured = np.sqrt(first * second)
+    taken = [
+        predictor.dense_ms * np.array([network[key] for network in held_out]) for key in MEASURED if key in held_out[0]
+    ]
+    measured = np.exp(np.mean(np.log(taken), axis=0))
     predicted = predictor.predict_many([network.require_widths(chosen) for chosen in widths])
     intervals = np.array([predictor.predict(chosen).interval_ms for chosen in widths])
     figures = {
         **accuracy(predicted, measured),
-        "coverage": float(np.mean([(intervals[:, 0] <= ms) & (ms <= intervals[:, 1]) for ms in (first, second)])),
+        "coverage": float(np.mean([(intervals[:, 0] <= ms) & (ms <= intervals[:, 1]) for ms in taken])),
         "interval_width": float(np.mean((intervals[:, 1] - intervals[:, 0]) / predicted)),
-        "noise": float(np.mean(np.abs(first / second - 1))),
+        "noise": noise(held_out),
+        "measured": len(taken),
         "networks": len(records),
         "fit_s": fit_s,
         **speed(predictor, network.dense),
