@@ -241,7 +241,7 @@ def in_a_process(suite: str, name: str, who: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.coverage", "--one", suite, name, who]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S[who], check=False)
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"error": "Timeout", "message": f"took more than {_TIMEOUT_S[who]} s"}
     except (IndexError, ValueError):

@@ -67,6 +67,7 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
     path, rng = folder / "killed.lut", random.Random(1)
     acknowledged: dict[tuple[bytes, int], int] = {}
     counted: Counter[str] = Counter(dict.fromkeys(_KILL_COUNTS, 0))
+    lost: set[tuple[tuple[bytes, int], int]] = set()
     for index in range(count):
         before = len(acknowledged)
         told, killed = _killed_run(
@@ -253,11 +254,12 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for what, row in (
-            ("large table", lambda: large(folder, arguments.size)),
-            ("many writers", lambda: writers(folder, arguments.writers, arguments.entries)),
-            ("killed", lambda: kills(folder, arguments.kills)),
-        ):
+        measured: dict[str, Callable[[], dict[str, Any]]] = {
+            "large table": lambda: large(folder, arguments.size),
+            "many writers": lambda: writers(folder, arguments.writers, arguments.entries),
+            "killed": lambda: kills(folder, arguments.kills),
+        }
+        for what, row in measured.items():
             rows[what] = row()
             figures = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in rows[what].items())
             print(f"| {what} | {_TO_REACH[what]} | {figures} |", flush=True)

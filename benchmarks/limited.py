@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.instances import NETWORKS, random_problem
 from widthwise.planner.problem import Amount, Limit, Problem, SumOver
@@ -31,9 +32,10 @@ def random_limited(rng: np.random.Generator) -> Problem:
     }
     limits = []
     for place, other in enumerate(others):
-        costs = [fitted for cost in other.costs if (fitted := _fitted(cost.model_dump(), groups, rng)) is not None]
+        fitting = (_fitted(cost.model_dump(), groups, rng) for cost in other.costs)
+        costs = tuple(fitted for fitted in fitting if fitted is not None)
         limit = Limit(name=f"limit{place}", most=0.0, costs=costs, fixed=other.fixed_ms)
-        reached = Problem(groups=groups, costs=[], limits=[limit]).amounts(widths)[limit.name]
+        reached = Problem(groups=groups, costs=(), limits=(limit,)).amounts(widths)[limit.name]
         limits.append(limit.model_copy(update={"most": reached * float(rng.choice([0.8, 1.0, 1.0, 1.1, 1.5]))}))
     data: dict[str, Any] = {"groups": groups, "costs": base.costs, "fixed_ms": base.fixed_ms, "limits": limits}
     data["bounds"] = bounds
@@ -51,7 +53,8 @@ def _fitted(cost: dict[str, Any], groups: Any, rng: np.random.Generator) -> Amou
     over: list[Any] = [axis["sum"] if isinstance(axis, dict) else axis for axis in cost["over"]]
     if not {name for axis in over for name in ([axis] if isinstance(axis, str) else axis)} <= set(groups):
         return None
-    lengths, sums = [], None
+    lengths: list[int] = []
+    sums: tuple[int, ...] | None = None
     for place, axis in enumerate(over):
         if isinstance(axis, str):
             lengths.append(len(groups[axis].widths))
@@ -62,10 +65,11 @@ def _fitted(cost: dict[str, Any], groups: Any, rng: np.random.Generator) -> Amou
                 totals = np.unique(np.add.outer(totals, own)) if name not in axis[: axis.index(name)] else totals
             members = sorted(set(axis))
             choices = itertools.product(*(groups[name].widths for name in members))
-            sums = sorted({sum(axis.count(n) * w for n, w in zip(members, c, strict=True)) for c in choices})
+            found = {sum(axis.count(n) * w for n, w in zip(members, c, strict=True)) for c in choices}
+            sums = tuple(sorted(found))
             over[place] = SumOver(sum=tuple(axis))
             lengths.append(len(sums))
-    return Amount(over=over, amount=np.round(rng.uniform(0, 2, lengths), 1), sums=sums)
+    return Amount(over=tuple(over), amount=np.round(rng.uniform(0, 2, lengths), 1), sums=sums)
 
 
 def every(problem: Problem) -> Iterator[dict[str, int]]:
@@ -105,21 +109,21 @@ def network(name: str, *, limits: dict[str, float], keep: float | None = None, *
     weights = {"parameters": [1] * len(problem.costs), "macs": list(4 ** rng.integers(1, 5, len(problem.costs)))}
     made = []
     for limit, share in limits.items():
-        costs = [
+        costs = tuple(
             Amount(over=cost.over, amount=_product(cost, problem) * weight, sums=cost.sums)
             for cost, weight in zip(problem.costs, weights[limit], strict=True)
             if len(cost.over) == 2
-        ]
+        )
         whole = Limit(name=limit, most=1.0, costs=costs)
-        total = Problem(groups=problem.groups, costs=[], limits=[whole]).amounts(dense)[limit]
+        total = Problem(groups=problem.groups, costs=(), limits=(whole,)).amounts(dense)[limit]
         made.append(whole.model_copy(update={"most": share * total}))
     if keep is None:
         return problem.model_copy(update={"limits": tuple(made)})
     most = problem.importance(dense)
     data: dict[str, Any] = {"groups": problem.groups, "costs": problem.costs, "fixed_ms": problem.fixed_ms}
-    return Problem(objective="latency", keep=keep * most, limits=made, **data)
+    return Problem(objective="latency", keep=keep * most, limits=tuple(made), **data)
 
 
-def _product(cost: Any, problem: Problem) -> np.ndarray:
+def _product(cost: Any, problem: Problem) -> npt.NDArray[np.float64]:
     sides = [cost.sums if isinstance(axis, SumOver) else problem.groups[axis].widths for axis in cost.over]
-    return np.multiply.outer(np.array(sides[0], dtype=float), np.array(sides[1], dtype=float))
+    return np.array(sides[0], dtype=float)[:, None] * np.array(sides[1], dtype=float)

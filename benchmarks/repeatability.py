@@ -84,7 +84,7 @@ def autorange() -> dict[str, float]:
     torch.set_num_threads(1)
     network = Network.trace(load_model(MODEL), (torch.zeros(1, 3, 224, 224),), name=MODEL)
     found: dict[Any, float | None] = {}
-    names = {}
+    names: dict[str, float] = {}
     with torch.inference_mode():
         for layer, spec in zip(network.layers, network.specs(network.dense), strict=True):
             if spec not in found:
@@ -95,8 +95,8 @@ def autorange() -> dict[str, float]:
                 else:
                     timer = Timer("module(*inputs)", globals={"module": module.eval(), "inputs": inputs}, num_threads=1)
                     found[spec] = timer.blocked_autorange().median * 1e3
-            if found[spec] is not None:
-                names[layer.name] = found[spec]
+            if (ms := found[spec]) is not None:
+                names[layer.name] = ms
     return names
 
 

@@ -27,7 +27,8 @@ from widthwise.planner.solver import solve
 MANY_CALLS = 10_000
 """What searches get besides, some hundred times ours."""
 
-METHODS: dict[str, Callable[[Problem], dict[str, int] | None]] = {
+Method = Callable[[Problem], dict[str, int] | None]
+METHODS: dict[str, Method] = {
     "uniform": uniform,
     "HALP, one shot": partial(halp, steps=1),
     "HALP, 30 steps": partial(halp, steps=30),
@@ -41,7 +42,7 @@ def compare(problem: Problem) -> dict[str, Any]:
     """Every method's answer to one problem; ours first."""
     ours, calls = counted(problem)
     widths = ours.widths if ours.status != "infeasible" else None
-    methods = {
+    methods: dict[str, Method] = {
         **METHODS,
         "evolution, our calls": partial(evolution, calls=calls),
         f"evolution, {MANY_CALLS:,} calls": partial(evolution, calls=MANY_CALLS),

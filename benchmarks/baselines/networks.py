@@ -74,7 +74,7 @@ def by_layer(case: Case) -> Problem:
         alone = build_problem(_only(case.predictor, layer), case.importance, case.predictor.dense_ms, case.options)  # type: ignore[arg-type]
         fixed_ms += alone.fixed_ms
         costs += [_output_last(cost, layer) for cost in alone.costs]
-    return Problem(budget_ms=whole.budget_ms, fixed_ms=fixed_ms, groups=whole.groups, costs=costs)
+    return Problem(budget_ms=whole.budget_ms, fixed_ms=fixed_ms, groups=whole.groups, costs=tuple(costs))
 
 
 def _only(predictor: LatencyPredictor, layer: Layer) -> SimpleNamespace:

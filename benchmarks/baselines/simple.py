@@ -88,12 +88,12 @@ def netadapt(problem: Problem) -> dict[str, int] | None:
 
 def _step(space: Space, choice: Ints, target_ms: float) -> Ints | None:
     """Of the widest change of each group alone that reaches the target, the one that keeps most."""
-    proposals = []
+    proposals: list[Ints] = []
     for group in range(len(choice)):
         changed = space.narrowings(choice, group)
-        reached = np.flatnonzero(space.latency_ms(changed) <= target_ms) if len(changed) else []
+        reached = changed[space.latency_ms(changed) <= target_ms] if len(changed) else changed
         if len(reached):
-            proposals.append(changed[reached[-1]])
+            proposals.append(reached[-1])
     if not proposals:
         return None
     return proposals[int(space.importance_of(np.array(proposals)).argmax())]
@@ -101,5 +101,5 @@ def _step(space: Space, choice: Ints, target_ms: float) -> Ints | None:
 
 def _cheapest(space: Space, choice: Ints) -> Ints:
     """One option narrower where that loses least."""
-    proposals = [choice - (np.arange(len(choice)) == group) for group in np.flatnonzero(choice)]
+    proposals: list[Ints] = [choice - (np.arange(len(choice)) == group) for group in np.flatnonzero(choice)]
     return proposals[int(space.importance_of(np.array(proposals)).argmax())]

@@ -33,6 +33,10 @@ class _Block(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of ``blocks`` blocks, 16, 32 and 64 channels wide times ``scale``."""
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+
     def __init__(self, blocks: int, scale: float = 1.0) -> None:
         super().__init__()
         widths = [max(1, round(width * scale)) for width in (16, 32, 64)]
