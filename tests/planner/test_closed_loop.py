@@ -186,6 +186,9 @@ def test_a_plan_near_a_bad_one_says_what_it_gives_up_and_none_gives_up_much(
     _, second = close_loop(slow, wide, [wide_example], path=table, rounds=1)
     found, free = second.plan.certificate, made[0].certificate
     assert found.bound == free.bound
+    chosen = next(plan for plan in made if plan.widths == second.plan.widths)
+    missed = second.plan.predicted_ms / chosen.predicted_ms
+    assert second.plan.minimum_ms == pytest.approx(made[0].minimum_ms * missed), "of all widths, too"
     if given_up == 0.5:
         assert second.plan.widths == made[-1].widths != made[0].widths
         assert found.status == "feasible" and found.gap == pytest.approx((found.bound - found.objective) / found.bound)

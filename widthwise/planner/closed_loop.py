@@ -32,7 +32,7 @@ from widthwise.network.weights import weights_fingerprint
 from widthwise.planner.allocation import RELATIVE_GAP, allocate
 from widthwise.planner.demands import Demands
 from widthwise.planner.importance import Importance, score
-from widthwise.planner.plan import Budget, Certificate, Plan
+from widthwise.planner.plan import Budget, Plan
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.planner.verification import Verdict, Verification, verify
 
@@ -183,7 +183,7 @@ def _nearest(planned: Callable[..., Plan], every: _Options, anchor: Plan, target
             near = planned(options=_near(anchor, every, steps))
             reached = near.predicted_ms >= _REACHED * min(target_ms, free.predicted_ms)
             if reached and near.importance >= (1 - _GIVEN_UP) * free.importance:
-                return _among_all(near, free.certificate)
+                return _among_all(near, free)
     return free
 
 
@@ -197,14 +197,14 @@ def _near(plan: Plan, options: _Options, steps: int) -> dict[str, list[int]]:
     return found
 
 
-def _among_all(near: Plan, free: Certificate) -> Plan:
+def _among_all(near: Plan, free: Plan) -> Plan:
     """A plan that is the best of few widths, with what it gives up of the best of all."""
-    own = near.certificate
-    bound = max(own.objective, free.bound)
-    gap = (bound - own.objective) / abs(bound)
+    own, seconds = near.certificate, free.certificate.seconds
+    bound = max(own.objective, free.certificate.bound)
+    gap = (bound - own.objective) / max(abs(bound), 1e-12)
     status: Literal["optimal", "feasible"] = "optimal" if gap <= RELATIVE_GAP else "feasible"
-    proof = {"status": status, "bound": bound, "gap": gap, "seconds": own.seconds + free.seconds}
-    return near.model_copy(update={"certificate": own.model_copy(update=proof)})
+    proof = {"status": status, "bound": bound, "gap": gap, "seconds": own.seconds + seconds}
+    return near.model_copy(update={"certificate": own.model_copy(update=proof), "minimum_ms": free.minimum_ms})
 
 
 def _missed(attempts: Sequence[Attempt], predictor: LatencyPredictor) -> float:

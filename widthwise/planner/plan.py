@@ -130,7 +130,8 @@ class Certificate(_Data):
     """The proof: no widths among the options keep more than ``bound`` within the budget and all limits.
 
     ``gap`` is (bound - importance) / |bound|; 0 for a proven optimum. Of a plan of least latency, ``objective`` and
-    ``bound`` are latencies in ms: no widths that keep enough are faster than ``bound``.
+    ``bound`` are latencies in ms: no widths that keep enough are faster than ``bound``. A new plan of the closed loop
+    stays near a measured one: ``bound`` is of all widths, and ``gap`` what that gives up of it.
 
     ``searched`` widths were chosen by measured accuracy, not by importance: ``objective`` is the importance they happen
     to keep, ``bound`` still the exact plan's (or the objective, should it lie above: a search may use widths the plan's
