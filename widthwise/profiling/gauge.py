@@ -119,6 +119,7 @@ class Gauge:
     def _read(self, runs: int) -> Reading:
         kernels = (self._references.compute, self._references.memory)
         taken = [[kernel.run() for kernel in kernels] for _ in range(self._references.settling_runs + runs)]
+        self._references.let_go()
         self.spent_s += sum(map(sum, taken))
         compute_s, memory_s = np.median(taken[-runs:], axis=0)
         return Reading(float(compute_s) * 1e3, float(memory_s) * 1e3)

@@ -107,11 +107,13 @@ class References:
         compute: bound by the cores' arithmetic.
         memory: bound by the shared caches or memory.
         settling_runs: after other work their first runs are slower, by so many runs that don't count.
+        let_go: called after each reading, so that none of their threads spins on beside what runs next.
     """
 
     compute: Session
     memory: Session
     settling_runs: int = 1
+    let_go: Callable[[], None] = lambda: None
 
 
 class Runtime(ABC):

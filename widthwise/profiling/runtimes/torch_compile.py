@@ -35,6 +35,8 @@ class TorchCompileRuntime(FusingCpuRuntime):
         InvalidTarget: there is no C++ compiler, the dtype has no CPU kernels, or this PyTorch has another inductor.
     """
 
+    own_threads = False
+
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         if target.dtype == "float16":

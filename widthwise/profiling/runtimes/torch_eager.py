@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from widthwise.luts.errors import InvalidTarget
 from widthwise.luts.spec import LayerSpec
 from widthwise.network.network import Network, trace_runnable
+from widthwise.profiling.runtimes import openmp
 from widthwise.profiling.runtimes.base import (
     Candidate,
     NetworkSession,
@@ -40,27 +42,36 @@ from widthwise.profiling.target import Target
 __all__ = ["FusingCpuRuntime", "TorchRuntime", "cpu_references"]
 
 
-def cpu_references(threads: int) -> References:
+def cpu_references(threads: int, *, own_threads: bool = False) -> References:
     """The reference kernels of every target on a CPU, whatever runs its networks.
+
+    Args:
+        own_threads: networks run on other threads than these kernels.
 
     A reference must not depend on what ran before it. In their third run after a full ResNet-18 and after one a quarter
     as wide these kernels differ by 2 %; OpenVINO's own for the same convolutions, which live in the private caches,
     by 7 %, and they need six runs to forget.
     """
     references = TorchRuntime(Target("torch", "cpu", threads)).references()
-    return replace(references, settling_runs=2)
+    references = replace(references, settling_runs=2)
+    return replace(references, let_go=openmp.let_go) if own_threads and threads > 1 else references
 
 
 class FusingCpuRuntime(Runtime):
-    """What runtimes that fuse layers have in common on a CPU: a steady process, and the references of all of them."""
+    """What runtimes that fuse layers have in common on a CPU: a steady process, and the references of all of them.
+
+    Attributes:
+        own_threads: whether its networks run on other threads than PyTorch's.
+    """
 
     fuses = True
+    own_threads: ClassVar[bool] = True
 
     def active(self) -> AbstractContextManager[None]:
         return steady_process(self.target.threads)
 
     def references(self) -> References:
-        return cpu_references(self.target.threads)
+        return cpu_references(self.target.threads, own_threads=self.own_threads)
 
 
 class TorchRuntime(Runtime):
