@@ -47,15 +47,19 @@ def line(cell: Cell, found: dict[str, Any]) -> str:
     ours = [f"{found['mape']:.1%}", f"{found['within_5']:.0%}", f"{found['worst']:.1%}", f"{found['bias']:+.1%}",
             f"{found['spearman']:.3f}", f"{found['coverage']:.0%}", f"{found['interval_width']:.0%}",
             f"{found['noise']:.1%}", *(f"{found['baselines'][name]['mape']:.0%}" for name in BASELINES)]  # fmt: skip
-    threads = f", {cell.threads} threads" if cell.threads > 1 else ""
-    return f"| {cell.network} | {cell.target}{threads} | {cell.time_s:.0f} | {' | '.join(ours)} |"
+    return f"| {cell.network} | {on(cell)} | {cell.time_s:.0f} | {' | '.join(ours)} |"
+
+
+def on(cell: Cell) -> str:
+    """The target, and its threads where there are several."""
+    return cell.target + (f", {cell.threads} threads" if cell.threads > 1 else "")
 
 
 def plan_lines(cell: Cell) -> list[str]:
     """Rows of the table of budgets."""
     rows = json.loads(cell.record.read_text()).get("budgets", [])
     return [
-        f"| {cell.network} | {cell.target} | {row['budget']} | {row['attempts'][0]:.3f} | **{row['best']:.3f}** "
+        f"| {cell.network} | {on(cell)} | {row['budget']} | {row['attempts'][0]:.3f} | **{row['best']:.3f}** "
         f"| {len(row['attempts']) - 1} |"
         for row in rows
     ]
