@@ -23,7 +23,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 def let_go() -> None:
-    """Ends OpenMP's idle threads; the next parallel work makes new ones, within 0.1 ms.
+    """Ends OpenMP's idle threads; the next parallel work makes new ones.
 
     Nothing happens where no OpenMP that can do so is loaded, or the system doesn't say (only Linux does).
     """
@@ -36,9 +36,9 @@ def _pauses() -> tuple[Callable[[int], int], ...]:
     """``omp_pause_resource_all`` of each OpenMP in this process."""
     if not _MAPS.exists():
         return ()
-    loaded = {path for line in _MAPS.read_text().splitlines() if re.search(r"omp[^/]*\.so", path := line.split()[-1])}
+    paths = {line.split()[-1] for line in _MAPS.read_text().splitlines()}
     found = []
-    for path in sorted(loaded):
+    for path in sorted(path for path in paths if re.search(r"omp[^/]*\.so", path)):
         try:
             library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:  # replaced on disk, or not a library
