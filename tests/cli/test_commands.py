@@ -193,6 +193,26 @@ def test_methods_say_what_they_need(place: Path, model: str, tmp_path: Path) -> 
     assert "l1 prunes by training" in refused(*arguments, "l1", "--rounds", 2)
 
 
+def test_report(place: Path, model: str, tmp_path: Path) -> None:
+    plan, page = place / "plan.json", tmp_path / "report.html"
+    assert answer("report", plan, "-o", page) == {"output": str(page), "measured": 0}
+    short = page.read_text()
+    assert "Channels kept" in short and "Where the time goes" not in short
+    made = run("report", plan, model, "--lut", place / "d.lut", "-o", page)
+    assert made.exit_code == 0 and str(page) in made.stdout.replace("\n", "")
+    assert "Where the time goes" in page.read_text()
+    assert "no library model; name it: widthwise report" in refused(
+        "report", plan, "--lut", place / "d.lut", "-o", page
+    )
+    assert "this model is another one" in refused(
+        "report", plan, f"{place}/nets.py:other", "--lut", place / "d.lut", "-o", page
+    )
+    assert "give --lut too" in refused("report", plan, model, "-o", page)
+    assert "no table" in refused("report", plan, model, "--lut", tmp_path / "no.lut", "-o", page)
+    assert "can't write the report" in refused("report", plan, "-o", tmp_path / "no" / "report.html")
+    assert "Where the time goes" in page.read_text(), "what was there stays"
+
+
 def test_solve(tmp_path: Path) -> None:
     problem = {
         "budget_ms": 3.0,
@@ -283,7 +303,7 @@ def test_device() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["profile", "predict", "plan", "frontier", "apply", "verify", "solve", "luts", "device"]
+    "command", ["profile", "predict", "plan", "frontier", "apply", "verify", "solve", "report", "luts", "device"]
 )
 def test_help_has_an_example(command: str) -> None:
     result = run(command, "--help")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from widthwise import __version__
-from widthwise.cli import applying, luts, measuring, planning
+from widthwise.cli import applying, luts, measuring, planning, reporting
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,7 @@ app.command("frontier")(planning.frontier)
 app.command("apply")(applying.apply)
 app.command("verify")(measuring.verify)
 app.command("solve")(planning.solve)
+app.command("report")(reporting.report)
 app.add_typer(luts.app, name="luts")
 app.command("device")(measuring.device)
 

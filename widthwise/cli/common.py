@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from widthwise.planner.plan import Plan
+
 __all__ = [
     "BAD_INPUT",
     "UNMET",
@@ -30,6 +32,7 @@ __all__ = [
     "Weights",
     "emit",
     "note",
+    "open_dense",
     "open_model",
     "parse_duration",
     "parse_inputs",
@@ -154,6 +157,21 @@ def open_model(model: str, weights: Path | None) -> nn.Module:
     from widthwise.network.loading import load_model
 
     return load_model(model, weights)
+
+
+def open_dense(plan: Plan, path: Path, model: str | None, weights: Path | None, command: str) -> nn.Module:
+    """The dense model of a plan: the one named, or the plan's own where that is a library's.
+
+    Raises:
+        BadInput: the plan's is none of a library's and none was named, so that a file never chooses what code runs.
+    """
+    from widthwise.network.factories import is_trusted
+
+    if model is None and not is_trusted(plan.model):
+        raise BadInput(
+            f"{path} is for {plan.model}, which is no library model; name it: widthwise {command} {path} MODEL"
+        )
+    return open_model(model or plan.model, weights)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from widthwise.cli.common import (
     Weights,
     emit,
     note,
+    open_dense,
     open_model,
     parse_duration,
     parse_inputs,
@@ -123,7 +124,6 @@ def verify(
     Example: widthwise verify plan.json --lut device.lut --replan 2 -o better.json
     """
     from widthwise.luts.errors import BadInput
-    from widthwise.network.factories import is_trusted
 
     if replan < 0 or (replan and output is None):
         raise BadInput("--replan takes a number of new plans, at least 0, and needs -o for the best of them")
@@ -134,11 +134,7 @@ def verify(
     from widthwise.report.terminal import show, verification_table
 
     loaded = Plan.read(plan)
-    if model is None and not is_trusted(loaded.model):
-        raise BadInput(
-            f"{plan} is for {loaded.model}, which is no library model; name it: widthwise verify {plan} MODEL"
-        )
-    dense = open_model(model or loaded.model, weights)
+    dense = open_dense(loaded, plan, model, weights, "verify")
     example = examples_of(loaded)
     traced_for(loaded, dense, example)
 

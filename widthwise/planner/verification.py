@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from torch import nn
 from widthwise.luts.errors import InvalidTable
 from widthwise.luts.measurement import Measurement
 from widthwise.luts.peers import quiet_reading_ms
-from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
+from widthwise.luts.records import BESIDE_DENSE, NetworkKey, NetworkRecord, Role
+from widthwise.luts.store import Lut
 from widthwise.network.fusion import fused
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
@@ -32,7 +34,7 @@ from widthwise.profiling.runtimes import NetworkSession, Runtime, open_runtime
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
 
-__all__ = ["Verdict", "Verification", "verify"]
+__all__ = ["Verdict", "Verification", "verified_ms", "verify"]
 
 _PACE = Pace(blocks=10, most_blocks=40, half_width=0.005, cap_s=8.0)
 _PACES = {"median": _PACE, "p90": replace(_PACE, visit_s=0.3, most_runs=60)}
@@ -115,13 +117,11 @@ def verify(
     scale_ms = quiet_reading_ms([block for timing in timings for block in timing.blocks])
     measured, pace = timings[0].measurement(scale_ms), None
     factor = _tail(measured, plan)
-    latency_ms, interval_ms = measured.latency_ms, measured.interval_ms
+    latency_ms, interval_ms = measured.latency_ms * factor, _times(measured.interval_ms, factor)
     if dense is not None:
         again = timings[1].measurement(scale_ms)
         pace = again.latency_ms * _tail(again, plan) / plan.dense_ms
-        latency_ms, interval_ms = relative(measured, again, plan.dense_ms)
-        factor /= _tail(again, plan)
-    latency_ms, interval_ms = latency_ms * factor, (interval_ms[0] * factor, interval_ms[1] * factor)
+        latency_ms, interval_ms = _beside(measured, again, plan)
     verdict, reason = judge(latency_ms, interval_ms, plan.budget_ms)
     return Verification(
         dense_ms=plan.dense_ms,
@@ -134,6 +134,39 @@ def verify(
         reason=reason,
         pace=pace,
     )
+
+
+def verified_ms(plan: Plan, lut: Lut) -> list[tuple[float, tuple[float, float]]]:
+    """What earlier verifications in a table measured of a plan's widths, each beside the dense model: (latency,
+    interval) in ms, as :class:`Verification` has them, the newest last.
+
+    Example:
+        >>> with Lut.open("device.lut", readonly=True) as lut:  # doctest: +SKIP
+        ...     [(latency_ms, (low_ms, high_ms))] = verified_ms(plan, lut)
+    """
+    beside = {run.id for run in lut.runs() if run.info.get(BESIDE_DENSE)}
+    runs: dict[int, list[NetworkRecord]] = defaultdict(list)
+    for record in lut.networks(plan.signature):
+        if record.role is Role.VERIFY and record.run in beside:
+            runs[record.run].append(record)
+    pairs = [records for records in runs.values() if len(records) == 2]  # a run that was cut short may lack one
+    return [
+        _beside(lut.samples(small), lut.samples(dense), plan)
+        for dense, small in pairs  # as they are stored
+        if small.widths == plan.widths and dense.widths == plan.dense
+    ]
+
+
+def _beside(small: Measurement, dense: Measurement, plan: Plan) -> tuple[float, tuple[float, float]]:
+    """The statistic that the plan's budget is about, and its interval, on the scale of the plan."""
+    latency_ms, interval_ms = relative(small, dense, plan.dense_ms)
+    factor = _tail(small, plan) / _tail(dense, plan)
+    return latency_ms * factor, _times(interval_ms, factor)
+
+
+def _times(interval_ms: tuple[float, float], factor: float) -> tuple[float, float]:
+    low, high = interval_ms
+    return low * factor, high * factor
 
 
 def _tail(measured: Measurement, plan: Plan) -> float:
