@@ -21,7 +21,7 @@ from widthwise.planner.verification import verified_ms
 from widthwise.report.charts import channels, errors, latencies, modules
 from widthwise.report.evidence import Evidence
 from widthwise.report.page import plan_page, write_page
-from widthwise.report.rows import plan_rows
+from widthwise.report.rows import interval_text, plan_rows
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -148,7 +148,7 @@ def test_what_verify_measured_is_in_the_report(
     assert [ms for ms, _ in told] == pytest.approx([found.measured_ms for found in seen], rel=single)
     intervals = [pytest.approx(found.measured_interval_ms, rel=single) for found in seen]
     assert [interval for _, interval in told] == intervals
-    assert f"Measured: {seen[-1].measured_ms:.3g}" in page and "measurements." in page
+    assert f"Measured: {interval_text(*told[-1])}" in page and "measurements." in page
 
 
 def test_a_table_of_another_target_is_refused(plan: Plan, wide_lut: Lut, wide_network: Network) -> None:

@@ -73,6 +73,7 @@ class Conditions:
         disagreement: by how much the memory-bound reference was slowed down more than the compute-bound one.
         spoilt: 1 where the block was kept although the machine was disturbed, for want of patience.
         tail: 90 % quantile of all runs of the measurement so far, each over its block's median.
+        read_ms: what the reference took, where it doesn't count as that; see :class:`Block`.
 
     Example:
         >>> Conditions(cpu_share=0.97, switches=2).as_dict()
@@ -91,6 +92,7 @@ class Conditions:
     disagreement: float | None = None
     spoilt: int | None = None
     tail: float | None = None
+    read_ms: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         """What is known, rounded to what such readings are worth."""
@@ -116,7 +118,9 @@ class Block:
     """One interleaved sample: a latency and the reference kernel's latency at that moment, both in ms.
 
     Attributes:
-        conditions: what was observed meanwhile, where it was.
+        reference_ms: as it counts for what was timed: drawn towards what it took in the run as a whole where what was
+            timed slows down by less than the kernel does (:mod:`widthwise.profiling.elasticity`).
+        conditions: what was observed meanwhile, where it was; also what the kernel really took.
     """
 
     latency_ms: float

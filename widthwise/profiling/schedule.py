@@ -5,10 +5,11 @@ references again, with glances at the references between its runs; the candidate
 references took at its moment, so a drift that slows both cancels. Candidates take turns in shuffled order, so what is
 left of it hits all alike (random interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
 
-The ratio corrects a slowdown only as far as reference and candidate slow down alike. So a block is dropped, and taken
-again, when the machine was far from its quiet pace, when the compute-bound and the memory-bound reference disagree,
-or when the system says that the core was taken away; while the references run far above their quiet latency the
-schedule waits, as nvbench does on a throttled clock. All that is bounded by a share of the time spent measuring.
+The ratio corrects a slowdown only as far as reference and candidate slow down alike. So the reference counts by as much
+as the blocks of a run tell (:mod:`widthwise.profiling.elasticity`), and a block is dropped, and taken again, when the
+machine was far from its quiet pace, when the compute-bound and the memory-bound reference disagree, or when the system
+says that the core was taken away; while the references run far above their quiet latency the schedule waits, as nvbench
+does on a throttled clock. All that is bounded by a share of the time spent measuring.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from scipy.stats import trim_mean
 
 from widthwise.luts.measurement import Block, Conditions, Measurement
 from widthwise.profiling.conditions import is_contaminated
+from widthwise.profiling.elasticity import counted
 from widthwise.profiling.gauge import Gauge, Reading
 from widthwise.profiling.runtimes.base import NetworkSession, References, Runtime, Session
 
@@ -92,7 +94,7 @@ class Timing:
     spent_s: float = 0.0
     elapsed_s: float = 0.0
     recorded: int = 0
-    _visits: list[tuple[slice, Block]] = field(default_factory=list)
+    _visits: list[tuple[slice, int]] = field(default_factory=list)
     _runs: list[float] = field(default_factory=list)
 
     def add(self, visit: _Visit, reference_ms: float, conditions: Conditions) -> None:
@@ -105,7 +107,7 @@ class Timing:
         self.blocks.append(Block(median_s * 1e3, reference_ms, conditions))
         if visit.recorded_s:
             runs = slice(self.recorded - len(visit.recorded_s), self.recorded)
-            self._visits.append((runs, self.blocks[-1]))
+            self._visits.append((runs, len(self.blocks) - 1))
 
     def settle(self, reports: Sequence[Sequence[float]]) -> None:
         """Blocks of the layers, from the report of every recorded run; conditions stay with the whole, but layers know
@@ -114,7 +116,8 @@ class Timing:
         The middle half of the runs is averaged: like the median it forgets the odd slow run, and it does not step
         where a runtime counts whole microseconds.
         """
-        for runs, whole in self._visits:
+        for runs, place in self._visits:
+            whole = self.blocks[place]
             latencies_ms = trim_mean(np.array(reports[runs]), _TRIMMED, axis=0) * 1e3
             self.layers = self.layers or [[] for _ in latencies_ms]
             spoilt = Conditions(spoilt=1) if whole.conditions and whole.conditions.spoilt else None
@@ -200,14 +203,16 @@ class Schedule:
         timings = [Timing() for _ in sessions]
         with _no_garbage_collection():
             expected_s = [self._first_run(session, timing) for session, timing in zip(sessions, timings, strict=True)]
-            pending = list(range(len(sessions)))
+            pending, known = list(range(len(sessions))), [timing.blocks for timing in timings]
             while pending:
                 self._random.shuffle(pending)
                 for index in pending:
                     self._block(sessions[index], timings[index], expected_s[index], pace)
                 late = time.perf_counter() >= self.deadline_s
-                pending = [index for index in pending if _wants_more(timings[index], pace, late=late)]
-        for session, timing in zip(sessions, timings, strict=True):
+                known = counted([timing.blocks for timing in timings])
+                pending = [i for i in pending if _wants_more(timings[i], known[i], pace, late=late)]
+        for session, timing, blocks in zip(sessions, timings, known, strict=True):
+            timing.blocks = blocks
             if isinstance(session, NetworkSession):
                 timing.settle(session.read_layers())
         return timings
@@ -324,13 +329,13 @@ def _meanwhile(before: Reading, visit: _Visit, after: Reading) -> Reading:
     return Reading(float(compute_ms), float(memory_ms))
 
 
-def _wants_more(timing: Timing, pace: Pace, *, late: bool) -> bool:
-    if len(timing.blocks) < pace.blocks:
+def _wants_more(timing: Timing, blocks: Sequence[Block], pace: Pace, *, late: bool) -> bool:
+    if len(blocks) < pace.blocks:
         return True
     spent = timing.spent_s >= pace.cap_s or timing.elapsed_s >= 2 * pace.cap_s
-    if late or spent or len(timing.blocks) >= pace.most_blocks:
+    if late or spent or len(blocks) >= pace.most_blocks:
         return False
-    return timing.measurement(1.0).half_width > pace.half_width
+    return Measurement(tuple(blocks), 1.0).half_width > pace.half_width
 
 
 @contextmanager
