@@ -187,14 +187,14 @@ def _measure(cell: Cell, widths: Sequence[Mapping[str, int]]) -> list[float]:
             part = widths[begin : begin + together]
             sessions = [runtime.network(candidate_for(model, timed, chosen, (example,))) for chosen in part]
             pace = Pace(blocks=8, most_blocks=12, half_width=0.0075, cap_s=2.0)
-            timings = schedule.measure([_Whole(session) for session in [dense] * _DENSE_TIMES + sessions], pace)
+            timings = schedule.measure([Whole(session) for session in [dense] * _DENSE_TIMES + sessions], pace)
             taken = [timing.measurement(1.0).latency_ms for timing in timings]
             dense_ms = math.fsum(taken[:_DENSE_TIMES]) / _DENSE_TIMES
             found += [ms / dense_ms for ms in taken[_DENSE_TIMES:]]
     return found
 
 
-class _Whole(Session):
+class Whole(Session):
     """A network without a record of its layers."""
 
     def __init__(self, session: Any) -> None:
