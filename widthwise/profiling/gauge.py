@@ -32,9 +32,9 @@ _FLAT = 0.03
 """The reference counts as flat when the medians of two successive windows differ by less."""
 
 _BUSY = 1.2
-"""The machine counts as disturbed while the reference takes this many times its quiet latency. Up to there blocks
-scatter at most three times as far as in quiet moments, once the reference counts by its elasticity, and to no side;
-beyond, ONNX Runtime's by four times."""
+"""The machine counts as disturbed while the reference takes this many times its quiet latency. Once the reference
+counts by its elasticity, blocks between 1.12 and 1.2 lie to no side and scatter up to 3.5 times as far as quiet ones
+(about twice in most tables); above, DenseNet-121's by four times."""
 
 _QUIET_QUANTILE = 0.1
 
