@@ -39,6 +39,12 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(DATA | {"model": "torchvision:a\ud800b"}))
+    with pytest.raises(InvalidPlan, match="make a plan with `widthwise plan`"):
+        Plan.read(tmp_path / "plan.json")
+
+
 @pytest.mark.parametrize("status", ["optimal", "feasible", "unchanged", "searched"])
 def test_a_plan_says_how_its_widths_were_found(tmp_path: Path, status: str) -> None:
     plan = Plan.model_validate(DATA | {"certificate": DATA["certificate"] | {"status": status}})

@@ -257,6 +257,7 @@ class Plan(_Data):
             if path.stat().st_size > _MOST_BYTES:
                 raise InvalidPlan(f"{path} is larger than any plan; make one with `widthwise plan`")
             data = json.loads(path.read_text())
+            json.dumps(data, ensure_ascii=False).encode()  # refuses halves of characters, which no file can hold
         except OSError as error:
             raise InvalidPlan(
                 f"can't read the plan {path}: {error.strerror}; make one with `widthwise plan`"
