@@ -79,7 +79,8 @@ def test_some_networks_have_any_widths(wide_network: Network) -> None:
     options = wide_network.options()
     draws = [WidthSampler(options).draw(index) for index in range(132)]
     odd = [draw for draw in draws if draw.off_grid]
-    assert 0.14 < len(odd) / len(draws) < 0.17
+    assert len(odd) == len(draws) / 4
+    assert sum(draw.off_grid for draw in draws[:8]) == 2, "where no more than eight fit into the time"
     assert sum(draw.role is Role.HOLDOUT for draw in odd) == pytest.approx(len(odd) / 4, abs=1)
     assert all(options[g][0] <= width <= options[g][-1] for draw in odd for g, width in draw.widths.items())
     assert any(width % 4 for draw in odd for width in draw.widths.values())
@@ -96,7 +97,7 @@ def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
     narrowest = {group: widths[0] for group, widths in wide_network.options().items()}
     records = [record for record in lut.networks() if record.role is not Role.DENSE]
     advised = [index for batch in adviser.asked for index in batch if records[index].widths == narrowest]
-    assert advised == [20, 21, 23, 29, 30, 31], "22 and 28 have widths of any kind"
+    assert advised == [20, 21, 23, 28, 29, 31], "22 and 30 have widths of any kind"
     draw = WidthSampler(wide_network.options()).draw
     assert [record.role for record in records] == [draw(index).role for index in range(32)]
 
