@@ -4,11 +4,11 @@ A cell is a network on a target. It is profiled (four minutes), then networks ar
 quarter at random widths that are multiples of the steps found, a quarter at any widths, half as a planner would choose
 them. Each is measured twice, in two processes, beside the dense network, and twice more where the two lie more than 2 %
 apart. The table gives the predictions' errors against the mean, how many of all single measurements the interval covers
-and its width, the difference between the first two measurements (noise), and the errors of what others predict with,
-fitted on the same measurements. A second table: plans for 80, 60, 40 and 30 % of the dense latency from the same table,
-measured over budget at first and after at most two new plans. With ``--time 30 60 120 480`` the table is made in other
-times and judged by the networks of the four minutes' cell. ``--table`` prints what is on record, predicted anew where
-the tables under ``build/prediction`` are still there.
+and its width, the difference between the first two measurements (noise) and how many networks lie within 5 % of
+themselves, and the errors of what others predict with, fitted on the same measurements. A second table: plans for 80,
+60, 40 and 30 % of the dense latency from the same table, measured over budget at first and after at most two new plans.
+With ``--time 30 60 120 480`` the table is made in other times and judged by the networks of the four minutes' cell.
+``--table`` prints what is on record, predicted anew where the tables under ``build/prediction`` are still there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.machine import caption
 from benchmarks.prediction.baselines import BASELINES
-from benchmarks.prediction.cells import HERE, USUAL_TIME_S, Cell, complete
+from benchmarks.prediction.cells import HERE, USUAL_TIME_S, Cell, complete, repeatable
 from benchmarks.prediction.scores import scored
 
 NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "efficientnet_b0", "googlenet", "densenet121")
@@ -44,9 +44,11 @@ def figures(cell: Cell) -> dict[str, Any]:
 
 def line(cell: Cell, found: dict[str, Any]) -> str:
     """A row of the table."""
+    itself = repeatable(json.loads(cell.record.read_text())["networks"])
     ours = [f"{found['mape']:.1%}", f"{found['within_5']:.0%}", f"{found['worst']:.1%}", f"{found['bias']:+.1%}",
             f"{found['spearman']:.3f}", f"{found['coverage']:.0%}", f"{found['interval_width']:.0%}",
-            f"{found['noise']:.1%}", *(f"{found['baselines'][name]['mape']:.0%}" for name in BASELINES)]  # fmt: skip
+            f"{found['noise']:.1%}", f"{itself:.0%}",
+            *(f"{found['baselines'][name]['mape']:.0%}" for name in BASELINES)]  # fmt: skip
     return f"| {cell.network} | {on(cell)} | {cell.time_s:.0f} | {' | '.join(ours)} |"
 
 
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what is on record")
     arguments = parser.parse_args()
     heads = ["network", "target", "profiled s", "MAPE", "within 5 %", "worst", "bias", "Spearman", "coverage", "width",
-             "noise", *BASELINES]  # fmt: skip
+             "noise", "itself within 5 %", *BASELINES]  # fmt: skip
     cells = list(recorded()) if arguments.table else [
         Cell(network, target, arguments.threads, time_s)
         for target, network, time_s in itertools.product(arguments.target, arguments.networks, arguments.time)
@@ -95,7 +97,7 @@ def main() -> None:
     print(f"\nAt most {fit_s:.1f} s to fit, {one_ms:.1f} ms for one prediction, {many_s:.1f} s for 10,000 in one call.")
     print("\n| network | target | budget | first ÷ budget | after new plans | new plans |\n" + "|---" * 6 + "|")
     print("\n".join(plans))
-    print(f"\nColumns after noise: mean error of what others predict with. {caption()}")
+    print(f"\nThe last columns: mean error of what others predict with. {caption()}")
 
 
 if __name__ == "__main__":

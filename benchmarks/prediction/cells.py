@@ -93,7 +93,17 @@ def complete(cell: Cell, each: int) -> None:
 
 def noise(networks: Sequence[Mapping[str, Any]]) -> float:
     """How far the first two measurements of a network lie apart, in the mean."""
-    return math.fsum(abs(n[MEASURED[0]] / n[MEASURED[1]] - 1) for n in networks) / len(networks)
+    return math.fsum(apart_by(networks)) / len(networks)
+
+
+def repeatable(networks: Sequence[Mapping[str, Any]], within: float = 0.05) -> float:
+    """The share of networks whose first two measurements lie no further apart than that."""
+    return sum(by <= within for by in apart_by(networks)) / len(networks)
+
+
+def apart_by(networks: Sequence[Mapping[str, Any]]) -> list[float]:
+    """|first over second measurement - 1| of each network."""
+    return [abs(n[MEASURED[0]] / n[MEASURED[1]] - 1) for n in networks]
 
 
 def keep(cell: Cell, networks: Any, budgets: Any) -> None:
