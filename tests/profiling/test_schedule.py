@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -89,7 +90,7 @@ def test_after_the_deadline_nothing_is_measured_longer_than_it_must() -> None:
     counts = []
     for deadline_s in (0.0, math.inf):
         schedule = Schedule.on(runtime)
-        schedule.deadline_s = deadline_s
+        schedule.finish_by(deadline_s)
         timing = schedule.measure([runtime.layer(SPECS[3])], Pace(blocks=4, most_blocks=9, visit_s=0.0))[0]
         counts.append(len(timing.blocks))
     assert counts == [4, 9]
@@ -178,9 +179,25 @@ def test_patience_ends_on_a_machine_that_stays_disturbed() -> None:
     assert measurement.status is Status.UNSTABLE, "however well it settled: the machine wasn't fit"
 
 
+def test_a_machine_that_has_become_slower_for_good_is_not_waited_for() -> None:
+    """At 0.3 s for each of 90 measured it would be 27."""
+    pauses: list[float] = []
+    schedule = Schedule(both(_Weather(range(200, 10**9))), quiet_ms=10.0, pause=pauses.append)
+    schedule.measure([_Paced(lambda run: 0.3)], Pace(blocks=300, most_blocks=300))
+    assert 5 < sum(pauses) < 15
+
+
+def test_little_is_waited_for_where_time_is_short() -> None:
+    pauses: list[float] = []
+    schedule = Schedule(both(_Weather(range(20, 10**9))), quiet_ms=10.0, pause=pauses.append)
+    schedule.finish_by(time.perf_counter() + 30.0)
+    schedule.measure([_Watching()], Pace(blocks=5, most_blocks=5))
+    assert 1 < sum(pauses) < 5
+
+
 def test_past_the_deadline_nothing_is_waited_for() -> None:
     schedule = Schedule(both(_Weather(range(20, 10**9))), quiet_ms=10.0, pause=lambda seconds: pytest.fail("it waited"))
-    schedule.deadline_s = 0.0
+    schedule.finish_by(0.0)
     timing = schedule.measure([_Watching()], Pace(blocks=5, most_blocks=5))[0]
     assert schedule.waited_s == 0 and timing.measurement(10.0).status is Status.UNSTABLE
 

@@ -37,6 +37,8 @@ counts by its elasticity, blocks between 1.12 and 1.2 lie to no side and scatter
 (about twice in most tables); above, DenseNet-121's by four times."""
 
 _QUIET_QUANTILE = 0.1
+_LATELY = 40
+"""Readings, two for each block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,12 @@ class Gauge:
     def is_disturbed(self, reading: Reading) -> bool:
         """Whether the machine is far from its quiet pace."""
         return reading.latency_ms > _BUSY * self.quiet_ms
+
+    @property
+    def calm_share(self) -> float:
+        """How many of the latest readings were taken at the machine's quiet pace."""
+        lately, limit_ms = self._seen[-_LATELY:], _BUSY * self.quiet_ms
+        return sum(reading.latency_ms <= limit_ms for reading in lately) / max(len(lately), 1)
 
     def disagreement(self, reading: Reading) -> float:
         """By how much memory-bound work is slowed down more than compute-bound work, compared with what is usual."""

@@ -160,7 +160,7 @@ class Profiler:
             networks: not more narrowed ones than these, counting those already in the table.
         """
         start = time.perf_counter()
-        self._schedule.deadline_s = start + time_s
+        self._schedule.finish_by(start + time_s)
         quiet_ms = self._warm_up()
         if self._lut.quiet_reference_ms is None:
             self._lut.set_quiet_reference(quiet_ms)

@@ -9,7 +9,8 @@ The ratio corrects a slowdown only as far as reference and candidate slow down a
 as the blocks of a run tell (:mod:`widthwise.profiling.elasticity`), and a block is dropped, and taken again, when the
 machine was far from its quiet pace, when the compute-bound and the memory-bound reference disagree, or when the system
 says that the core was taken away; while the references run far above their quiet latency the schedule waits, as nvbench
-does on a throttled clock. All that is bounded by a share of the time spent measuring.
+does on a throttled clock. All that is bounded by a share of the time spent measuring, which is the less the longer it
+has not been quiet: on a machine that has become slower for good there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ from widthwise.profiling.runtimes.base import NetworkSession, References, Runtim
 __all__ = ["Pace", "Schedule", "Timing"]
 
 _PAUSE_S = 0.25
-_FIRST_PATIENCE_S = 10.0
+_MOST_PATIENCE_S = 10.0
 _PATIENCE = 0.3
-"""Seconds of waiting granted for each second of measuring."""
+"""Seconds of waiting granted for each second of measuring while the machine is quiet. Granted at any time, a machine
+that had become a fifth slower took 14 of a process's 52 seconds."""
+
+_PATIENCE_SHARE = 0.1
+"""No more than this share of the time until the deadline is waited in one go."""
 
 _DISAGREEMENT = 0.3
 """A block is dropped when one reference was slowed down by so much more than the other."""
@@ -148,8 +153,6 @@ class Schedule:
         waited_s: seconds spent on waiting for quiet, and on blocks that were dropped and taken again.
         dropped: how many blocks were dropped, by reason.
         timed_s: seconds inside timed calls, warm-up and references included.
-        deadline_s: from then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again, and
-            candidates get no more than the blocks that all of them get.
     """
 
     def __init__(
@@ -165,8 +168,8 @@ class Schedule:
         self._pause = pause
         self._watch = watch
         self._random = random.Random(seed)
-        self._patience_s = _FIRST_PATIENCE_S
-        self.deadline_s = math.inf
+        self._patience_s = _MOST_PATIENCE_S
+        self._deadline_s = math.inf
         self.waited_s = 0.0
         self.dropped: Counter[str] = Counter()
         self._visits_s = 0.0
@@ -184,6 +187,12 @@ class Schedule:
     @property
     def timed_s(self) -> float:
         return self._visits_s + self._gauge.spent_s
+
+    def finish_by(self, deadline_s: float) -> None:
+        """From then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again, and candidates
+        get no more than the blocks that all of them get; until then little is waited for."""
+        self._deadline_s = deadline_s
+        self._patience_s = min(self._patience_s, _PATIENCE_SHARE * (deadline_s - time.perf_counter()))
 
     def warm_up(self, session: Session | None = None) -> float:
         """Runs the references until they are flat; gives :attr:`quiet_ms`.
@@ -208,7 +217,7 @@ class Schedule:
                 self._random.shuffle(pending)
                 for index in pending:
                     self._block(sessions[index], timings[index], expected_s[index], pace)
-                late = time.perf_counter() >= self.deadline_s
+                late = time.perf_counter() >= self._deadline_s
                 known = counted([timing.blocks for timing in timings])
                 pending = [i for i in pending if _wants_more(timings[i], known[i], pace, late=late)]
         for session, timing, blocks in zip(sessions, timings, known, strict=True):
@@ -245,7 +254,8 @@ class Schedule:
             self.dropped[reason] += 1
             self._wait(spent_s)
             return
-        self._patience_s += _PATIENCE * spent_s
+        granted_s = _PATIENCE * self._gauge.calm_share * spent_s
+        self._patience_s = max(self._patience_s, min(_MOST_PATIENCE_S, self._patience_s + granted_s))
         timing.elapsed_s += elapsed_s
         timing.add(visit, meanwhile.latency_ms, replace(conditions, spoilt=1 if reason else None))
 
@@ -287,7 +297,7 @@ class Schedule:
 
     @property
     def _is_patient(self) -> bool:
-        return self._patience_s > 0 and time.perf_counter() < self.deadline_s
+        return self._patience_s > 0 and time.perf_counter() < self._deadline_s
 
     def _wait(self, seconds: float) -> None:
         self._patience_s -= seconds
