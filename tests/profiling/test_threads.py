@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from widthwise.network.fusion import fused
@@ -31,6 +32,11 @@ def threads() -> int:
 def in_parallel() -> torch.Tensor:
     """Work that PyTorch shares among its threads."""
     return torch.arange(1 << 21, dtype=torch.float32).exp_()
+
+
+def blas_threads() -> set[int]:
+    """Of NumPy's and SciPy's linear algebra."""
+    return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 
 
 @pytest.fixture
@@ -89,3 +95,12 @@ def test_sessions_of_onnxruntime_stop_spinning_after_a_run(wide: nn.Module, wide
     session = runtime.network(candidate_for(wide, network, network.dense, (wide_example,)))
     options = session._runner._deployed.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_linear_algebra_gets_no_more_threads_than_it_has_cores() -> None:
+    """Two on one core wait for each other: a predictor took a hundred times as long to be fitted."""
+    with threadpool_limits(3, user_api="blas"):
+        before = blas_threads()
+        with open_runtime(Target.parse("torch:cpu")).active():
+            assert blas_threads() == {1}
+        assert blas_threads() == before

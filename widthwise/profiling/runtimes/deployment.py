@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -131,12 +132,16 @@ def refusal(runtime: str, error: Exception) -> InvalidModel:
 
 @contextmanager
 def steady_process(threads: int) -> Iterator[None]:
-    """This process as timing on a CPU wants it: pinned, with so many threads, and keeping memory (that stays)."""
+    """This process as timing on a CPU wants it: pinned, with so many threads, and keeping memory (that stays).
+
+    NumPy and SciPy get as many threads as there are cores for them: two on one core wait for each other, and the
+    predictor that says what to time next took 19 s to be fitted instead of 0.2 s.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     keep_memory()
     try:
-        with pinned(threads):
+        with pinned(threads), threadpool_limits(threads, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
