@@ -43,7 +43,7 @@ _PATIENCE = 0.3
 that had become a fifth slower took 14 of a process's 52 seconds."""
 
 _PATIENCE_SHARE = 0.1
-"""No more than this share of the time until the deadline is waited in one go."""
+"""Of the time until the deadline: no more may be waited before measuring has earned it."""
 
 _DISAGREEMENT = 0.3
 """A block is dropped when one reference was slowed down by so much more than the other."""
@@ -190,7 +190,7 @@ class Schedule:
 
     def finish_by(self, deadline_s: float) -> None:
         """From then on (on the clock of :func:`time.perf_counter`) nothing is waited for or taken again, and candidates
-        get no more than the blocks that all of them get; until then little is waited for."""
+        get no more than the blocks that all of them get; where that is soon, little is waited at first."""
         self._deadline_s = deadline_s
         self._patience_s = min(self._patience_s, _PATIENCE_SHARE * (deadline_s - time.perf_counter()))
 
