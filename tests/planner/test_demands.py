@@ -86,7 +86,8 @@ def test_confidence_puts_the_upper_end_within_the_budget(
     known = len(predictor.intervals.on_grid)
     level = known / (known + 1) - 1e-6
     plan = allocate(predictor, importance, Budget.parse("60%"), lut, demands=Demands(confidence=level))
-    radius = float(max(abs(predictor.intervals.on_grid)))
+    share = plan.predicted_ms / predictor.dense_ms
+    radius = float(max(abs(predictor.intervals.on_grid))) / math.sqrt(share)
     assert plan.interval_ms[1] <= plan.budget_ms * (1 + 1e-12)
     assert plan.interval_ms[1] == pytest.approx(plan.predicted_ms * math.exp(radius))
     assert plan.confidence == level

@@ -15,7 +15,7 @@ from widthwise.luts.records import Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.correction import Correction, Line, choose_correction, weighed
-from widthwise.planner.intervals import Intervals, conformal_radius, folds
+from widthwise.planner.intervals import Intervals, conformal_radius, folds, spread
 from widthwise.planner.predictor import LatencyPredictor
 from widthwise.profiling.profiler import Profiler, open_table
 from widthwise.profiling.runtimes.fake import FakeRuntime, World, staircase_ms
@@ -108,8 +108,30 @@ def test_widths_between_the_steps_have_their_own_interval(predictor: LatencyPred
 
 def test_intervals_of_two_kinds() -> None:
     known = Intervals(np.linspace(-0.02, 0.02, 21), np.array([0.01, -0.08]))
-    assert known.radius() == pytest.approx(0.02) and known.radius(between=True) == pytest.approx(0.08)
-    assert Intervals(np.array([0.1]), np.array([0.01])).radius(between=True) == pytest.approx(0.1), "never less"
+    assert known.radius(1.0) == pytest.approx(0.02) and known.radius(1.0, between=True) == pytest.approx(0.08)
+    assert Intervals(np.array([0.1]), np.array([0.01])).radius(1.0, between=True) == pytest.approx(0.1), "never less"
+
+
+def test_a_few_small_networks_do_not_make_all_intervals_wide() -> None:
+    """Forty networks over all sizes that err by one over the square root of theirs: nine in ten are covered at any
+    size, and near the dense one the interval is as wide as there, not as that of the small ones."""
+    rng = np.random.default_rng(11)
+    shares = np.geomspace(0.1, 1.0, 40)
+    errors = rng.normal(0, 0.01, 40) / np.sqrt(shares)
+    known, plain = Intervals(errors / spread(shares), np.array([])), conformal_radius(np.abs(errors), 0.9)
+    assert known.radius(0.9) < 0.6 * plain and known.radius(0.11) > 1.2 * plain
+    fresh = rng.normal(0, 0.01, (1000, 40)) / np.sqrt(shares)
+    covered = (np.abs(fresh) <= [known.radius(share) for share in shares]).mean(axis=0)
+    assert 0.85 < covered.mean() < 0.95 and np.ptp(covered) < 0.06
+    assert known.radius(0.01) == known.radius(0.1) and known.radius(3.0) == known.radius(1.0)
+
+
+@settings(deadline=None)
+@given(share=st.floats(0.05, 1.2), level=st.floats(0.5, 0.9))
+def test_what_surely_is_within_a_budget_ends_at_it(predictor: LatencyPredictor, share: float, level: float) -> None:
+    budget_ms = share * predictor.dense_ms
+    within_ms = predictor.surely_within_ms(budget_ms, level)
+    assert predictor.interval_ms(within_ms, level)[1] == pytest.approx(budget_ms, rel=1e-12)
 
 
 def test_networks_of_one_process_are_predicted_in_five_parts(wide_table: Path) -> None:

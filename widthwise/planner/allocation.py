@@ -138,7 +138,7 @@ class _Request:
         """Raises InfeasibleBudget where the answer says so; Unmet where time ran out."""
         if answer.status != "infeasible":
             return
-        budget_ms, least_ms = self.budget_ms, self.counting.predicted_ms(answer.minimum_ms) * self._margin
+        budget_ms, least_ms = self.budget_ms, self._surely_ms(self.counting.predicted_ms(answer.minimum_ms))
         if budget_ms is not None and least_ms > budget_ms:
             sure = f" with {self.demands.confidence:.6g} confidence" if self.demands.confidence is not None else ""
             raise InfeasibleBudget(
@@ -174,7 +174,7 @@ class _Request:
             dense_ms=self.dense_ms,
             budget_ms=self.budget_ms or prediction.latency_ms,
             predicted_ms=prediction.latency_ms,
-            interval_ms=_interval_ms(self.predictor, prediction.latency_ms, demands.confidence),
+            interval_ms=self.predictor.interval_ms(prediction.latency_ms, demands.confidence),
             minimum_ms=self.counting.predicted_ms(answer.minimum_ms),
             criterion=self.importance.criterion,
             importance=self.importance.retained(widths),
@@ -215,9 +215,10 @@ class _Request:
             return Problem(objective="latency", keep=keep, **common)
         return Problem(budget_ms=self._within_ms, **common)
 
-    @property
-    def _margin(self) -> float:
-        return math.exp(_radius(self.predictor, self.demands.confidence))
+    def _surely_ms(self, predicted_ms: float) -> float:
+        """What must be within the budget where this is predicted."""
+        confidence = self.demands.confidence
+        return predicted_ms if confidence is None else self.predictor.interval_ms(predicted_ms, confidence)[1]
 
     def _amount(self, limit: Limit, widths: Mapping[str, int]) -> float:
         return amount(limit.name, self.network, widths, self.dtype)
@@ -260,24 +261,13 @@ def _further_latency(table: FurtherTable, widths: Mapping[str, int], confidence:
         dense_ms=predictor.dense_ms,
         budget_ms=table.budget.ms(predictor.dense_ms),
         predicted_ms=latency_ms,
-        interval_ms=_interval_ms(predictor, latency_ms, confidence),
+        interval_ms=predictor.interval_ms(latency_ms, confidence),
     )
-
-
-def _radius(predictor: LatencyPredictor, confidence: float | None) -> float:
-    return 0.0 if confidence is None else predictor.radius_at(confidence)
 
 
 def _within(predictor: LatencyPredictor, budget_ms: float, confidence: float | None) -> float:
     """The greatest latency whose interval's upper end is within the budget."""
-    return budget_ms * math.exp(-_radius(predictor, confidence))
-
-
-def _interval_ms(predictor: LatencyPredictor, latency_ms: float, confidence: float | None) -> tuple[float, float]:
-    if confidence is None:
-        return predictor.interval_ms(latency_ms)
-    radius = predictor.radius_at(confidence)
-    return latency_ms * math.exp(-radius), latency_ms * math.exp(radius)
+    return budget_ms if confidence is None else predictor.surely_within_ms(budget_ms, confidence)
 
 
 def _latencies(predictor: LatencyPredictor, options: _Options) -> Tabulation:

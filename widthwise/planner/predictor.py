@@ -29,7 +29,7 @@ from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.correction import Correction, choose_correction, weighed
-from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds
+from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds, spread
 from widthwise.planner.regressors import SurfaceRegressor
 from widthwise.planner.stack import Stack
 
@@ -39,6 +39,9 @@ Statistic = Literal["median", "p90"]
 """Of the latencies of single runs."""
 
 _NOTED_SHARE = 0.1
+
+_STEPS_TO_A_FIXED_POINT = 20
+"""Each leaves half an interval's half-width of what was missing: a tenth where networks err by 20 %."""
 
 _Array = npt.NDArray[np.float64]
 
@@ -193,7 +196,8 @@ class LatencyPredictor:
             told = [record for record in fold if record.role is not Role.DENSE]
             predicted = other.predict_many([record.widths for record in told])
             for record, ms in zip(told, predicted, strict=True):
-                errors[bool(self.between(record.widths))].append(math.log(record.latency_ms / ms))
+                error = math.log(record.latency_ms / ms) / float(spread(ms / other.dense_ms))
+                errors[bool(self.between(record.widths))].append(error)
         return Intervals(np.array(errors[False]), np.array(errors[True]))
 
     @cached_property
@@ -205,18 +209,29 @@ class LatencyPredictor:
         processes = len({record.run for record in self._records})
         return _doubts(len(self.intervals.on_grid), processes, _unstable_share(self._table))
 
-    @property
-    def radius(self) -> float:
-        """Half-width of the interval in natural logarithms; 0.05 is about ±5 %."""
-        return self.intervals.radius()
+    def radius(self, latency_ms: float) -> float:
+        """Half-width of the interval around a predicted latency of a network at widths that plans choose from, in
+        natural logarithms; 0.05 is about ±5 %."""
+        return self.intervals.radius(latency_ms / self.dense_ms)
 
-    def radius_at(self, confidence: float) -> float:
-        """As :attr:`radius`, at another level; above 0 and below 1.
+    def radius_at(self, confidence: float, latency_ms: float) -> float:
+        """As :meth:`radius`, at another level; above 0 and below 1.
 
         Raises:
             BadInput: too few networks were measured for that level.
         """
-        return self.intervals.radius_at(confidence, self.network.name)
+        return self.intervals.radius_at(confidence, latency_ms / self.dense_ms, self.network.name)
+
+    def surely_within_ms(self, budget_ms: float, confidence: float) -> float:
+        """The greatest latency whose interval, at this level, ends within the budget.
+
+        Raises:
+            BadInput: too few networks were measured for that level.
+        """
+        latency_ms = budget_ms
+        for _ in range(_STEPS_TO_A_FIXED_POINT):
+            latency_ms = budget_ms * math.exp(-self.radius_at(confidence, latency_ms))
+        return latency_ms
 
     def predict(self, widths: Widths) -> Prediction:
         """The latency at these widths (groups not named keep all channels).
@@ -228,8 +243,8 @@ class LatencyPredictor:
         latency_ms = float(self.predict_many([complete])[0])
         between = self.between(complete)
         notes = (*self._notes, *_doubts_between(between, len(self.intervals.between)))
-        interval_ms = _around(latency_ms, self.intervals.radius(between=bool(between)))
-        return Prediction(latency_ms, interval_ms, self._extrapolated(complete), notes, between)
+        radius = self.intervals.radius(latency_ms / self.dense_ms, between=bool(between))
+        return Prediction(latency_ms, _around(latency_ms, radius), self._extrapolated(complete), notes, between)
 
     def between(self, widths: Widths) -> tuple[str, ...]:
         """Groups whose width is no multiple of what plans' widths are multiples of."""
@@ -244,9 +259,15 @@ class LatencyPredictor:
         """Latencies in ms of many complete width vectors, shape ``(n,)``."""
         return self._correct(self.sums_ms(widths))
 
-    def interval_ms(self, latency_ms: float) -> tuple[float, float]:
-        """The interval around a predicted latency of a network at widths that plans choose from."""
-        return _around(latency_ms, self.radius)
+    def interval_ms(self, latency_ms: float, confidence: float | None = None) -> tuple[float, float]:
+        """The interval around a predicted latency of a network at widths that plans choose from; of 90 % confidence, or
+        as told.
+
+        Raises:
+            BadInput: too few networks were measured for that level.
+        """
+        radius = self.radius(latency_ms) if confidence is None else self.radius_at(confidence, latency_ms)
+        return _around(latency_ms, radius)
 
     def sums_ms(self, widths: Sequence[Widths]) -> _Array:
         """Σ layers before the correction, shape ``(n,)``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
+from widthwise.planner.intervals import spread
 from widthwise.planner.plan import Plan
 from widthwise.planner.predictor import LatencyPredictor, Prediction
 from widthwise.planner.verification import verified_ms
@@ -25,8 +26,9 @@ class Evidence:
         dense_ms: module, in the user's names → what its layers take in the dense network, the largest first.
         planned_ms: the same in the plan's.
         errors: logarithms of measured over predicted, of measured networks at widths that plans choose from, each
-            predicted without itself and what was measured along with it (:mod:`widthwise.planner.intervals`).
-        radius: half-width of the interval that follows from them, in logarithms.
+            predicted without itself and what was measured along with it, and scaled to how far networks of the plan's
+            size err (:mod:`widthwise.planner.intervals`).
+        radius: half-width of the plan's interval, which follows from them, in logarithms.
     """
 
     network: Network
@@ -54,12 +56,14 @@ class Evidence:
         """
         lut.require_target(plan.table.target)
         predictor = LatencyPredictor.fit(lut, network).at(plan.statistic)
+        prediction = predictor.predict(plan.widths)
+        as_planned = predictor.intervals.on_grid * spread(prediction.latency_ms / predictor.dense_ms)
         return cls(
             network=network,
-            prediction=predictor.predict(plan.widths),
+            prediction=prediction,
             measured=tuple(verified_ms(plan, lut)),
             dense_ms=predictor.totals(plan.dense, by="module"),
             planned_ms=predictor.totals(plan.widths, by="module"),
-            errors=tuple(map(float, predictor.intervals.on_grid)),
-            radius=predictor.radius,
+            errors=tuple(map(float, as_planned)),
+            radius=predictor.radius(prediction.latency_ms),
         )

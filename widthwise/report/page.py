@@ -121,7 +121,8 @@ def _told(evidence: Evidence) -> list[tuple[str, str, go.Figure]]:
     if evidence.errors:
         text = (
             f"{len(evidence.errors)} networks that this table measured, each predicted without itself and what was "
-            "measured along with it. Nine in ten are to lie between the dashed lines: that is the interval."
+            "measured along with it; how far it was off is scaled to the size of this plan, since small networks err "
+            "more. Nine in ten are to lie between the dashed lines: that is the interval."
         )
         figures.append(("How well it predicts", text, charts.errors(evidence.errors, evidence.radius)))
     return figures
