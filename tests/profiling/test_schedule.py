@@ -93,7 +93,31 @@ def test_after_the_deadline_nothing_is_measured_longer_than_it_must() -> None:
         schedule.finish_by(deadline_s)
         timing = schedule.measure([runtime.layer(SPECS[3])], Pace(blocks=4, most_blocks=9, visit_s=0.0))[0]
         counts.append(len(timing.blocks))
-    assert counts == [4, 9]
+    assert counts == [3, 9]
+
+
+@pytest.mark.parametrize(("deadline_s", "blocks"), [(0.5, 3), (1.1, 4), (1.3, 5), (99.0, 20)])
+def test_a_round_that_would_end_late_is_not_begun(
+    deadline_s: float, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run takes 0.1 s: two before the first round, and two (one to warm up) in each."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    schedule = Schedule(both(_Paced(lambda run: 1e-3)))
+    schedule.finish_by(deadline_s)
+    timing = schedule.measure([_Ticking(now)], Pace(blocks=20, most_blocks=20, visit_s=0.0))[0]
+    assert len(timing.blocks) == blocks
+
+
+class _Ticking(Session):
+    """Moves a clock on."""
+
+    def __init__(self, now: list[float]) -> None:
+        self.now = now
+
+    def run(self) -> float:
+        self.now[0] += 0.1
+        return 0.1
 
 
 def test_the_quiet_reference_is_a_low_quantile() -> None:
