@@ -13,7 +13,7 @@ its own: what slows the kernels down for a whole process is not the machine's pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +22,12 @@ from widthwise.luts.measurement import Block
 from widthwise.luts.records import BESIDE_DENSE, NetworkRecord, Role
 from widthwise.luts.store import Lut
 
-__all__ = ["on_scale", "paces", "quiet_reading_ms"]
+__all__ = ["batches", "on_scale", "paces", "quiet_reading_ms"]
 
 _QUIET_QUANTILE = 0.1
+
+_Batch = tuple[NetworkRecord, list[NetworkRecord]]
+"""A dense network and what was timed beside it, itself included."""
 
 
 def paces(lut: Lut) -> dict[int, float]:
@@ -36,20 +39,20 @@ def paces(lut: Lut) -> dict[int, float]:
         >>> with Lut.open("device.lut", readonly=True) as lut:  # doctest: +SKIP
         ...     slowest = max(paces(lut).values())
     """
-    beside = {run.id for run in lut.runs() if run.info.get(BESIDE_DENSE)}
-    by_signature: dict[str, list[NetworkRecord]] = defaultdict(list)
-    for record in lut.networks():
-        if record.run in beside:
-            by_signature[record.signature].append(record)
     found: dict[int, float] = {}
-    for records in by_signature.values():
-        dense = [record for record in records if record.role is Role.DENSE]
-        if not dense:
-            continue
+    for dense, found_batches in _by_network(lut):
         dense_ms = _quiet_ms(lut, dense)
-        for peer, networks in _batches(records, dense[0].widths):
+        for peer, networks in found_batches:
             found |= {record.id: peer.latency_ms / dense_ms for record in networks}
     return found
+
+
+def batches(lut: Lut) -> dict[int, int]:
+    """Per network (id): the dense one that was timed beside it, itself included.
+
+    Networks that had none beside them aren't named.
+    """
+    return {record.id: peer.id for _, found in _by_network(lut) for peer, networks in found for record in networks}
 
 
 def on_scale(record: NetworkRecord, pace: Mapping[int, float]) -> NetworkRecord:
@@ -74,12 +77,24 @@ def _quiet_ms(lut: Lut, dense: list[NetworkRecord]) -> float:
     return float(np.median(told))
 
 
-def _batches(records: list[NetworkRecord], dense: Mapping[str, int]) -> list[tuple[NetworkRecord, list[NetworkRecord]]]:
+def _by_network(lut: Lut) -> Iterator[tuple[list[NetworkRecord], list[_Batch]]]:
+    """Of each network that was timed in batches, its dense records and its batches."""
+    beside = {run.id for run in lut.runs() if run.info.get(BESIDE_DENSE)}
+    by_signature: dict[str, list[NetworkRecord]] = defaultdict(list)
+    for record in lut.networks():
+        if record.run in beside:
+            by_signature[record.signature].append(record)
+    for records in by_signature.values():
+        if dense := [record for record in records if record.role is Role.DENSE]:
+            yield dense, _batches(records, dense[0].widths)
+
+
+def _batches(records: list[NetworkRecord], dense: Mapping[str, int]) -> list[_Batch]:
     """Each dense network with what was timed beside it: all that follows it in its run, until the next."""
-    batches: list[tuple[NetworkRecord, list[NetworkRecord]]] = []
+    found: list[_Batch] = []
     for record in sorted(records, key=lambda record: (record.run, record.id)):
         if record.widths == dense:
-            batches.append((record, [record]))
-        elif batches and batches[-1][0].run == record.run:
-            batches[-1][1].append(record)
-    return batches
+            found.append((record, [record]))
+        elif found and found[-1][0].run == record.run:
+            found[-1][1].append(record)
+    return found

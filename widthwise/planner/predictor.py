@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import InvalidTable, MissingLayers
-from widthwise.luts.peers import on_scale, paces
+from widthwise.luts.peers import batches, on_scale, paces
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
@@ -28,6 +28,7 @@ from widthwise.network.granularity import units_from
 from widthwise.network.layers import Layer
 from widthwise.network.network import Network
 from widthwise.network.widths import AffineMap, Widths
+from widthwise.planner.batches import SharedErrors
 from widthwise.planner.correction import Correction, choose_correction, weighed
 from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds, spread
 from widthwise.planner.regressors import SurfaceRegressor
@@ -39,6 +40,9 @@ Statistic = Literal["median", "p90"]
 """Of the latencies of single runs."""
 
 _NOTED_SHARE = 0.1
+
+_DEVIATIONS = 1.96
+"""Half of a 95 % interval holds so many standard deviations."""
 
 _STEPS_TO_A_FIXED_POINT = 20
 """Each leaves half an interval's half-width of what was missing: a tenth where networks err by 20 %."""
@@ -75,6 +79,7 @@ class LatencyPredictor:
         records: measured networks of the same structure; nothing is fitted on those held out.
         tail: 90 % quantile of single runs over their median, of whole networks; None where that isn't known.
         units: group → what the widths that plans choose from are multiples of; 1 where not given.
+        batches: network (id) → the dense one it was timed beside, see :func:`widthwise.luts.peers.batches`.
 
     Build it with :meth:`fit`.
 
@@ -90,8 +95,10 @@ class LatencyPredictor:
         records: Sequence[NetworkRecord],
         tail: float | None = None,
         units: Mapping[str, int] | None = None,
+        batches: Mapping[int, int] | None = None,
     ) -> None:
         self.network = network
+        self._batches = batches or {}
         self._records = [record for record in records if record.role is not Role.VERIFY]
         self._table = table.without(_ids(record for record in self._records if record.role is Role.HOLDOUT))
         self._surfaces = {geometry: SurfaceRegressor(found) for geometry, found in self._table.surfaces.items()}
@@ -131,7 +138,7 @@ class LatencyPredictor:
         _require(network, table.without(held_out).surfaces, lut)
         tails = [found for record in records if (found := lut.samples(record).tail) is not None]
         tail = float(np.median(tails)) if tails else None
-        return cls(network, table, records, tail, units_from(lut, network))
+        return cls(network, table, records, tail, units_from(lut, network), batches(lut))
 
     def at(self, statistic: Statistic) -> LatencyPredictor:
         """The same for another statistic of single runs: their median, or the latency that nine in ten stay below.
@@ -185,7 +192,7 @@ class LatencyPredictor:
     @cached_property
     def intervals(self) -> Intervals:
         """Errors on networks predicted without what their process measured; as many fits as there are folds."""
-        errors: dict[bool, list[float]] = {False: [], True: []}
+        told: list[tuple[NetworkRecord, float]] = []
         for fold in folds(self._records):
             away = _ids(fold)
             table = self._table.without(away)
@@ -193,12 +200,21 @@ class LatencyPredictor:
                 continue  # nothing else holds some of the layers
             kept = [record for record in self._records if record.id not in away and record.role is not Role.HOLDOUT]
             other = LatencyPredictor(self.network, table, kept, units=self._units)
-            told = [record for record in fold if record.role is not Role.DENSE]
-            predicted = other.predict_many([record.widths for record in told])
-            for record, ms in zip(told, predicted, strict=True):
-                error = math.log(record.latency_ms / ms) / float(spread(ms / other.dense_ms))
-                errors[bool(self.between(record.widths))].append(error)
-        return Intervals(np.array(errors[False]), np.array(errors[True]))
+            narrowed = [record for record in fold if record.role is not Role.DENSE]
+            predicted_ms = other.predict_many([record.widths for record in narrowed])
+            told += zip(narrowed, map(float, predicted_ms), strict=True)
+        return self._intervals(told)
+
+    def _intervals(self, told: Sequence[tuple[NetworkRecord, float]]) -> Intervals:
+        """From records and what was predicted of them."""
+        errors = {record.id: math.log(record.latency_ms / predicted_ms) for record, predicted_ms in told}
+        doubts = {record.id: _doubt(record) for record in self._records if record.role is Role.DENSE}
+        shared = SharedErrors(errors, self._batches, doubts)
+        kinds: dict[bool, list[float]] = {False: [], True: []}
+        for record, predicted_ms in told:
+            error = errors[record.id] - shared.without(record.id)
+            kinds[bool(self.between(record.widths))].append(error / float(spread(predicted_ms / self.dense_ms)))
+        return Intervals(np.array(kinds[False]), np.array(kinds[True]))
 
     @cached_property
     def _stack(self) -> Stack:
@@ -335,6 +351,11 @@ class LatencyPredictor:
 
 def _ids(records: Iterable[NetworkRecord]) -> Collection[int]:
     return {record.id for record in records}
+
+
+def _doubt(record: NetworkRecord) -> float:
+    """Standard deviation of the logarithm of its latency, from its 95 % interval."""
+    return (record.high_ms - record.low_ms) / 2 / record.latency_ms / _DEVIATIONS
 
 
 def _around(latency_ms: float, radius: float) -> tuple[float, float]:
