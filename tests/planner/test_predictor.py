@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from widthwise.luts.errors import InvalidModel, InvalidTable, MissingLayers
-from widthwise.luts.records import Role
+from widthwise.luts.measurement import Block, Conditions, Measurement
+from widthwise.luts.records import NetworkKey, Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.correction import Correction, Line, choose_correction, weighed
@@ -132,6 +133,40 @@ def test_what_surely_is_within_a_budget_ends_at_it(predictor: LatencyPredictor, 
     budget_ms = share * predictor.dense_ms
     within_ms = predictor.surely_within_ms(budget_ms, level)
     assert predictor.interval_ms(within_ms, level)[1] == pytest.approx(budget_ms, rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "aside"), [(1, True), (7, True), (60, False)])
+def test_networks_from_a_disturbed_machine_are_set_aside(
+    tmp_path: Path, wide_table: Path, wide_network: Network, predictor: LatencyPredictor, count: int, aside: bool
+) -> None:
+    """A few whose blocks were all spoilt, a third too slow; where they are many, they are what there is."""
+    path = tmp_path / "t.lut"
+    path.write_bytes(wide_table.read_bytes())
+    rng = random.Random(5)
+    with Lut.open(path) as lut:
+        run = lut.begin_run("profile", {})
+        quiet_ms = lut.quiet_reference_ms or 0.0
+
+        def spoilt(latency_ms: float) -> Measurement:
+            return Measurement((Block(1.33 * latency_ms, quiet_ms, Conditions(spoilt=1)),) * 5, quiet_ms)
+
+        for _ in range(count):
+            widths = wide_network.require_widths(random_widths(wide_network, rng))
+            layers = [(layer.name, layer.spec(widths), spoilt(ms)) for layer, ms in predictor.breakdown(widths)]
+            key = NetworkKey(wide_network.signature, wide_network.name, widths)
+            lut.add_network(run, key, spoilt(predictor.predict(widths).latency_ms), layers, role=Role.FIT)
+        found = LatencyPredictor.fit(lut, wide_network)
+    drawn = [wide_network.require_widths(random_widths(wide_network, rng)) for _ in range(20)]
+    change = found.predict_many(drawn) / predictor.predict_many(drawn)
+    notes = [note for note in found.predict({}).notes if "set aside" in note]
+    if aside:
+        assert change == pytest.approx(1.0)
+        assert notes == [
+            f"{count} network{'s' * (count > 1)} measured while the machine was disturbed "
+            f"{'are' if count > 1 else 'is'} set aside"
+        ]
+    else:
+        assert change.min() > 1.01 and np.median(change) > 1.15 and notes == []
 
 
 def test_networks_of_one_process_are_predicted_in_five_parts(wide_table: Path) -> None:

@@ -204,6 +204,11 @@ class Measurement:
         """How many blocks were taken on a disturbed machine, for want of patience."""
         return sum(bool(block.conditions and block.conditions.spoilt) for block in self.blocks)
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether half of the blocks were, or more."""
+        return _disturbed(len(self.blocks), self.spoilt)
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -264,5 +269,9 @@ def _median_ranks(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _status(count: int, half_width: float, spoilt: int) -> Status:
-    settled = count >= _MIN_BLOCKS and half_width <= SETTLED_HALF_WIDTH and 2 * spoilt < count
+    settled = count >= _MIN_BLOCKS and half_width <= SETTLED_HALF_WIDTH and not _disturbed(count, spoilt)
     return Status.STABLE if settled else Status.UNSTABLE
+
+
+def _disturbed(count: int, spoilt: int) -> bool:
+    return 2 * spoilt >= count
