@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from benchmarks.machine import caption, keep
 from benchmarks.prediction.cells import Cell, Whole, apart, opened, random_widths
-from widthwise.luts.measurement import Block
 from widthwise.profiling.runtimes import open_runtime
 from widthwise.profiling.schedule import Pace, Schedule
 from widthwise.profiling.target import Target
@@ -52,12 +51,7 @@ def _taken(cell: Cell) -> list[list[list[float]]]:
         )
         schedule.warm_up(dense)
         timings = schedule.measure([Whole(session) for session in [dense] * DENSE_TIMES + others], PACE)
-    return [[[b.latency_ms, b.reference_ms, _read_ms(b)] for b in timing.blocks] for timing in timings]
-
-
-def _read_ms(block: Block) -> float:
-    known = block.conditions.read_ms if block.conditions else None
-    return block.reference_ms if known is None else known
+    return [[[b.latency_ms, b.reference_ms, b.read_ms] for b in timing.blocks] for timing in timings]
 
 
 def compared(cell: Cell) -> dict[str, Any]:

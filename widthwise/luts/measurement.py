@@ -132,6 +132,11 @@ class Block:
             if not (math.isfinite(value) and value > 0):
                 raise InvalidSpec(f"{name} must be a positive number of milliseconds, got {value}")
 
+    @property
+    def read_ms(self) -> float:
+        """What the reference kernel really took."""
+        return (self.conditions and self.conditions.read_ms) or self.reference_ms
+
 
 @dataclass(frozen=True)
 class Measurement:
