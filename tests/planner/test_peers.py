@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 from contextlib import closing
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 import widthwise as ww
+from widthwise.luts.measurement import Block, Measurement
 from widthwise.luts.peers import on_scale, paces
-from widthwise.luts.records import BESIDE_DENSE, Role
+from widthwise.luts.records import BESIDE_DENSE, NetworkKey, Role
 from widthwise.luts.store import Lut
 from widthwise.network.network import Network
 from widthwise.planner.predictor import LatencyPredictor
@@ -78,14 +80,14 @@ def test_networks_count_in_terms_of_the_dense_one_beside_them(
         pace, records = paces(lut), lut.networks()
         first = lut.runs()[0].id
         slow, usual = ([pace[r.id] for r in records if (r.run == first) is early] for early in (True, False))
-        assert np.median(usual) / np.median(slow) == pytest.approx(SLOW, rel=0.03)
+        assert np.median(usual) / np.median(slow) == pytest.approx(SLOW / math.exp(0.05), rel=0.03)
         dense = [on_scale(record, pace) for record in records if record.role is Role.DENSE]
-        assert len({round(record.latency_ms, 9) for record in dense}) == 1
-        assert dense[0].low_ms <= dense[0].latency_ms <= dense[0].high_ms
+        assert all(record.low_ms <= record.latency_ms <= record.high_ms for record in dense)
         quiet_ms = FakeRuntime(FAKE).true_ms(wide_network, wide_network.dense)
-        assert dense[0].latency_ms == pytest.approx(quiet_ms, rel=0.03), "by its own quiet reference"
+        assert [record.latency_ms for record in dense] == pytest.approx([quiet_ms] * len(dense), rel=0.08)
+        assert np.median([record.latency_ms for record in dense]) == pytest.approx(quiet_ms, rel=0.03)
     told = np.abs(errors(table, wide_network))
-    assert told.mean() < 0.012 and told.max() < 0.06
+    assert told.mean() < 0.015 and told.max() < 0.06
     untold = tmp_path / "untold.lut"
     untold.write_bytes(table.read_bytes())
     with closing(sqlite3.connect(untold)) as db:
@@ -94,6 +96,33 @@ def test_networks_count_in_terms_of_the_dense_one_beside_them(
     with Lut.open(untold, readonly=True) as lut:
         assert paces(lut) == {}
     assert np.abs(errors(untold, wide_network)).mean() > 2 * told.mean()
+
+
+def test_what_is_in_doubt_counts_by_half(tmp_path: Path) -> None:
+    """Five batches of a process, whose dense network takes 10 ms in the median; and a verification."""
+    with Lut.create(tmp_path / "t.lut", target={"runtime": "fake", "device": "cpu"}, fingerprint={}) as lut:
+        lut.set_quiet_reference(1.0)
+        info = {BESIDE_DENSE: True}
+        run, again = (lut.begin_run(purpose, {}, info=info) for purpose in ("profile", "verify"))
+
+        def add(latency_ms: float, width: int, role: Role, run: int) -> int:
+            return lut.add_network(run, NetworkKey("s", "m", {"g": width}), measured(latency_ms), role=role)
+
+        batches = {
+            latency_ms: (add(latency_ms, 8, Role.DENSE, run), add(latency_ms / 2, 4, Role.FIT, run))
+            for latency_ms in (9.98, 9.99, 10.0, 10.4, 13.0)
+        }
+        verified = add(10.4, 8, Role.VERIFY, again), add(5.0, 4, Role.VERIFY, again)
+        pace = paces(lut)
+    assert [pace[dense] for dense, _ in batches.values()] == [pace[other] for _, other in batches.values()]
+    assert pace[batches[10.0][0]] == pytest.approx(1.0)
+    assert pace[batches[10.4][0]] == pytest.approx(math.sqrt(1.04))
+    assert pace[batches[13.0][0]] == pytest.approx(1.3 / math.exp(0.05))
+    assert [pace[network] for network in verified] == pytest.approx([1.04, 1.04])
+
+
+def measured(latency_ms: float) -> Measurement:
+    return Measurement((Block(latency_ms, 1.0),) * 5, 1.0)
 
 
 def test_so_do_plans_that_were_measured(

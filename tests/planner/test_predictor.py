@@ -268,6 +268,16 @@ def test_a_line_takes_ten_networks() -> None:
     assert enough == Line(pytest.approx(1.1), pytest.approx(-1.0))
 
 
+def test_a_few_networks_that_are_far_off_do_not_move_a_correction() -> None:
+    """Four small ones of 32 were measured in a loud minute."""
+    rng = np.random.default_rng(2)
+    sums = np.geomspace(1.0, 10.0, 32)
+    measured = (1.05 * sums - 0.2) * np.exp(rng.normal(0, 0.005, 32))
+    measured[[1, 4, 6, 9]] *= 1.15
+    found = choose_correction(sums, measured)
+    assert np.abs(found(sums) / (1.05 * sums - 0.2) - 1).max() < 0.015
+
+
 @given(st.floats(0.8, 1.25), st.floats(1.0, 100.0))
 def test_the_dense_latency_lies_where_it_is_certain(ratio: float, predicted_ms: float) -> None:
     scatter = np.array([-2.0, 1.0, 0.0, -1.0, 2.0])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from widthwise.luts.errors import InvalidTable, MissingLayers
 from widthwise.luts.measurement import Measurement
-from widthwise.luts.peers import batches, on_scale, paces
+from widthwise.luts.peers import PACE_COUNTS, batches, on_scale, paces
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
 from widthwise.luts.store import Lut
@@ -224,7 +224,7 @@ class LatencyPredictor:
     def _intervals(self, told: Sequence[tuple[NetworkRecord, float]]) -> Intervals:
         """From records and what was predicted of them."""
         errors = {record.id: math.log(record.latency_ms / predicted_ms) for record, predicted_ms in told}
-        doubts = {record.id: _doubt(record) for record in self._records if record.role is Role.DENSE}
+        doubts = {record.id: PACE_COUNTS * _doubt(record) for record in self._records if record.role is Role.DENSE}
         shared = SharedErrors(errors, self._batches, doubts)
         kinds: dict[bool, list[float]] = {False: [], True: []}
         for record, predicted_ms in told:
