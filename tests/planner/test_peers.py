@@ -121,8 +121,22 @@ def test_what_is_in_doubt_counts_by_half(tmp_path: Path) -> None:
     assert [pace[network] for network in verified] == pytest.approx([1.04, 1.04])
 
 
-def measured(latency_ms: float) -> Measurement:
-    return Measurement((Block(latency_ms, 1.0),) * 5, 1.0)
+def test_verified_networks_are_on_the_scale_of_the_profile(tmp_path: Path) -> None:
+    """The kernels were a fifth slower all through the profile, the dense network wasn't."""
+    with Lut.create(tmp_path / "t.lut", target={"runtime": "fake", "device": "cpu"}, fingerprint={}) as lut:
+        lut.set_quiet_reference(1.0)
+        key = NetworkKey("s", "m", {"g": 8})
+        for purpose, kernels_ms, role in (("profile", 1.2, Role.DENSE), ("verify", 1.0, Role.VERIFY)):
+            lut.add_network(
+                lut.begin_run(purpose, {}, info={BESIDE_DENSE: True}), key, measured(10.0, kernels_ms), role=role
+            )
+        pace = paces(lut)
+        profiled, verified = (on_scale(record, pace).latency_ms for record in lut.networks())
+    assert profiled == pytest.approx(verified) == pytest.approx(10.0 / math.sqrt(1.2))
+
+
+def measured(latency_ms: float, kernels_ms: float = 1.0) -> Measurement:
+    return Measurement((Block(latency_ms, kernels_ms),) * 5, 1.0)
 
 
 def test_so_do_plans_that_were_measured(
