@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from widthwise.luts.errors import InvalidTable, MissingLayers
-from widthwise.luts.measurement import Measurement
 from widthwise.luts.peers import PACE_COUNTS, batches, on_scale, paces
 from widthwise.luts.records import NetworkRecord, Role
 from widthwise.luts.spec import Geometry
@@ -31,7 +30,8 @@ from widthwise.network.network import Network
 from widthwise.network.widths import AffineMap, Widths
 from widthwise.planner.batches import SharedErrors
 from widthwise.planner.correction import Correction, choose_correction, weighed
-from widthwise.planner.intervals import LEAST_CALIBRATION, LEAST_PROCESSES, Intervals, folds, spread
+from widthwise.planner.doubts import disturbed_networks, doubt_of, doubts, doubts_between, unstable_share
+from widthwise.planner.intervals import Intervals, folds, spread
 from widthwise.planner.regressors import SurfaceRegressor
 from widthwise.planner.stack import Stack
 
@@ -39,13 +39,6 @@ __all__ = ["LatencyPredictor", "Prediction", "Statistic"]
 
 Statistic = Literal["median", "p90"]
 """Of the latencies of single runs."""
-
-_NOTED_SHARE = 0.1
-
-_MOST_ASIDE = 1 / 3
-
-_DEVIATIONS = 1.96
-"""Half of a 95 % interval holds so many standard deviations."""
 
 _STEPS_TO_A_FIXED_POINT = 20
 """Each leaves half an interval's half-width of what was missing: a tenth where networks err by 20 %."""
@@ -149,7 +142,7 @@ class LatencyPredictor:
         samples = {record.id: lut.samples(record) for record in records}
         tails = [found for taken in samples.values() if (found := taken.tail) is not None]
         tail = float(np.median(tails)) if tails else None
-        disturbed = _disturbed(records, samples)
+        disturbed = disturbed_networks(records, samples)
         if len(table.without(disturbed | held_out)) < len(table):
             disturbed = set()
         kept = [record for record in records if record.id not in disturbed]
@@ -224,7 +217,7 @@ class LatencyPredictor:
     def _intervals(self, told: Sequence[tuple[NetworkRecord, float]]) -> Intervals:
         """From records and what was predicted of them."""
         errors = {record.id: math.log(record.latency_ms / predicted_ms) for record, predicted_ms in told}
-        doubts = {record.id: PACE_COUNTS * _doubt(record) for record in self._records if record.role is Role.DENSE}
+        doubts = {record.id: PACE_COUNTS * doubt_of(record) for record in self._records if record.role is Role.DENSE}
         shared = SharedErrors(errors, self._batches, doubts)
         kinds: dict[bool, list[float]] = {False: [], True: []}
         for record, predicted_ms in told:
@@ -239,7 +232,7 @@ class LatencyPredictor:
     @cached_property
     def _notes(self) -> tuple[str, ...]:
         processes = len({record.run for record in self._records})
-        return _doubts(len(self.intervals.on_grid), processes, _unstable_share(self._table), self._aside)
+        return doubts(len(self.intervals.on_grid), processes, unstable_share(self._table), self._aside)
 
     def radius(self, latency_ms: float) -> float:
         """Half-width of the interval around a predicted latency of a network at widths that plans choose from, in
@@ -274,7 +267,7 @@ class LatencyPredictor:
         complete = self.network.require_widths(widths)
         latency_ms = float(self.predict_many([complete])[0])
         between = self.between(complete)
-        notes = (*self._notes, *_doubts_between(between, len(self.intervals.between)))
+        notes = (*self._notes, *doubts_between(between, len(self.intervals.between)))
         radius = self.intervals.radius(latency_ms / self.dense_ms, between=bool(between))
         return Prediction(latency_ms, _around(latency_ms, radius), self._extrapolated(complete), notes, between)
 
@@ -369,21 +362,6 @@ def _ids(records: Iterable[NetworkRecord]) -> set[int]:
     return {record.id for record in records}
 
 
-def _disturbed(records: Sequence[NetworkRecord], samples: Mapping[int, Measurement]) -> set[int]:
-    """Networks measured while the machine was disturbed; none where they are more than a third.
-
-    Those that were verified count as they are: a new plan starts from them.
-    """
-    profiled = [record for record in records if record.role is not Role.VERIFY]
-    found = _ids(record for record in profiled if samples[record.id].disturbed)
-    return found if len(found) <= _MOST_ASIDE * len(profiled) else set()
-
-
-def _doubt(record: NetworkRecord) -> float:
-    """Standard deviation of the logarithm of its latency, from its 95 % interval."""
-    return (record.high_ms - record.low_ms) / 2 / record.latency_ms / _DEVIATIONS
-
-
 def _around(latency_ms: float, radius: float) -> tuple[float, float]:
     return latency_ms * math.exp(-radius), latency_ms * math.exp(radius)
 
@@ -410,41 +388,3 @@ def _require(network: Network, present: Mapping[Geometry, object], lut: Lut) -> 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return ",".join(map(str, shape))
-
-
-def _unstable_share(table: LatencyTable) -> float:
-    total_ms = sum(float(surface.latency_ms.sum()) for surface in table.surfaces.values())
-    return sum(float(surface.latency_ms[surface.unstable].sum()) for surface in table.surfaces.values()) / total_ms
-
-
-def _doubts(told: int, processes: int, unstable_share: float, aside: int) -> tuple[str, ...]:
-    notes = []
-    if told < LEAST_CALIBRATION:
-        notes.append(
-            f"the interval rests on {told} measured networks; {LEAST_CALIBRATION} are needed for 90 % confidence: "
-            "profile longer"
-        )
-    elif processes < LEAST_PROCESSES:
-        notes.append(
-            f"all networks were measured in {processes} process{'es' if processes > 1 else ''}, so the interval leaves "
-            "out what differs from one process to the next: `widthwise profile` starts one for each minute of --time"
-        )
-    if unstable_share > _NOTED_SHARE:
-        notes.append(
-            f"{unstable_share:.0%} of the layer time it rests on is unstable: profile longer, or on a quieter machine"
-        )
-    if aside:
-        notes.append(
-            f"{aside} network{'s' if aside > 1 else ''} measured while the machine was disturbed "
-            f"{'are' if aside > 1 else 'is'} set aside"
-        )
-    return tuple(notes)
-
-
-def _doubts_between(between: Sequence[str], told: int) -> tuple[str, ...]:
-    if not between:
-        return ()
-    return (
-        f"{between[0]!r} and {len(between) - 1} more groups have widths between this target's steps, which plans don't "
-        f"use; the interval rests on {told} measured networks of that kind",
-    )
