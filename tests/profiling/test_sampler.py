@@ -82,10 +82,18 @@ def test_some_networks_have_any_widths(wide_network: Network) -> None:
     assert len(odd) == len(draws) / 4
     assert sum(draw.off_grid for draw in draws[:8]) == 2, "where no more than eight fit into the time"
     assert sum(draw.role is Role.HOLDOUT for draw in odd) == pytest.approx(len(odd) / 4, abs=1)
-    assert all(options[g][0] <= width <= options[g][-1] for draw in odd for g, width in draw.widths.items())
+    assert all(options[g][-1] / 8 <= width <= options[g][-1] for draw in odd for g, width in draw.widths.items())
     assert any(width % 4 for draw in odd for width in draw.widths.values())
     others = [draw.widths for draw in draws if not draw.off_grid]
     assert all(width in options[group] for widths in others for group, width in widths.items())
+
+
+def test_any_widths_may_be_less_than_one_step() -> None:
+    """Where what is concatenated must fill whole blocks, plans take a growth of 32 channels to 16 or leave it."""
+    draws = [WidthSampler({"growth": (16, 32)}).draw(index) for index in range(132)]
+    odd = {draw.widths["growth"] for draw in draws if draw.off_grid}
+    assert {4, 32} <= odd
+    assert len(odd & set(range(5, 16))) >= 4
 
 
 def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(

@@ -25,7 +25,10 @@ from widthwise.network.tracing import trace_graph, trace_shapes
 from widthwise.network.trial import followed
 from widthwise.network.widths import Affine, Widths, grid
 
-__all__ = ["Network", "meta_copy", "trace_runnable"]
+__all__ = ["LEAST_SHARE", "Network", "meta_copy", "trace_runnable"]
+
+LEAST_SHARE = 0.125
+"""Of each group's channels that networks keep."""
 
 _STEP = 8
 """Between widths of groups whose granularity isn't known."""
@@ -119,7 +122,7 @@ class Network:
         steps: Mapping[str, int] | None = None,
         firm: Mapping[str, int] | None = None,
         *,
-        floor: float = 0.125,
+        floor: float = LEAST_SHARE,
         most: int = 16,
     ) -> dict[str, tuple[int, ...]]:
         """Widths to choose from, per free group: multiples of its step or of a quarter of the dense width, whichever is

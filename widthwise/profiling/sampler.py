@@ -25,7 +25,7 @@ from widthwise.luts.spec import Geometry, LayerSpec
 from widthwise.luts.store import Lut
 from widthwise.network.granularity import Line, Point, group_steps, lines_of, next_widths
 from widthwise.network.joints import BLOCK, block_probes, block_steps, joined_groups
-from widthwise.network.network import Network
+from widthwise.network.network import LEAST_SHARE, Network
 
 __all__ = [
     "LEAST_NETWORKS",
@@ -322,10 +322,16 @@ class WidthSampler:
         }
 
     def _any(self, rng: random.Random, scale: float) -> dict[str, int]:
-        return {
-            group: min(widths[-1], max(widths[0], round(scale * math.exp(rng.gauss(0, 0.3)) * widths[-1])))
-            for group, widths in self._options.items()
-        }
+        """Down to the least share of each width, which may be less than one step.
+
+        DenseNet-121's growths of 32 channels stayed at 16, its step, or above. Of ten held-out networks those with most
+        growths at 4 to 15 then took 10 to 16 % longer than predicted, those with few 1 to 3 %.
+        """
+        found = {}
+        for group, widths in self._options.items():
+            width = round(scale * math.exp(rng.gauss(0, 0.3)) * widths[-1])
+            found[group] = min(widths[-1], max(math.ceil(LEAST_SHARE * widths[-1]), width))
+        return found
 
     def _corners(self, rng: random.Random) -> dict[str, int]:
         return {
