@@ -171,6 +171,56 @@ def test_runs_of_candidates_are_interleaved() -> None:
     assert np.unique([name for name in visits if name != "reference"]).tolist() == ["a", "b"]
 
 
+class _TwoCopies(PromptSession):
+    """A runtime that records layers in a second copy of the network: either takes 10 % longer right after the other."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.ran = 0
+
+    def run(self) -> float:
+        return self._took(copy=1)
+
+    def report(self) -> list[float]:
+        taken_s = self._took(copy=2)
+        return [0.75 * taken_s, 0.25 * taken_s]
+
+    def _took(self, copy: int) -> float:
+        evicted, self.ran = self.ran != copy, copy
+        return self.seconds * (1.1 if evicted else 1.0)
+
+
+def test_networks_and_their_layers_are_timed_as_users_run_them() -> None:
+    """Again and again, with the weights still in the caches."""
+    timing = Schedule(both(_Paced(lambda run: 1e-3))).measure([_TwoCopies(5e-3)])[0]
+    assert timing.measurement(1.0).latency_ms == pytest.approx(5.0)
+    assert [layer.latency_ms for layer in timing.layer_measurements(1.0)] == pytest.approx([3.75, 1.25])
+
+
+def test_layers_count_by_what_the_references_took_while_they_were_on_record() -> None:
+    """Everything becomes slower by a half between the runs of the whole and those with layers on record."""
+    pace = 1.0
+
+    class Slowing(PromptSession):
+        def run(self) -> float:
+            nonlocal pace
+            pace = 1.0
+            return 0.01
+
+        def report(self) -> list[float]:
+            nonlocal pace
+            pace = 1.5
+            return [0.015]
+
+    schedule = Schedule(both(_Paced(lambda run: 1e-3 * pace)), quiet_ms=2.0)
+    schedule._patience_s = 0.0
+    timing = schedule.measure([Slowing()])[0]
+    [layer] = timing.layer_measurements(1.0)
+    assert timing.measurement(1.0).latency_ms == pytest.approx(10.0)
+    assert layer.latency_ms == pytest.approx(10.0)
+
+
 class _Weather(Session):
     """A reference that takes three times as long while the machine is disturbed."""
 

@@ -10,7 +10,7 @@ estimator of a control variate (Lavenberg and Welch, Management Science 27, 1981
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from widthwise.luts.measurement import Block, Conditions
 
-__all__ = ["counted", "elasticity"]
+__all__ = ["counted", "counting", "elasticity"]
 
 _USUAL, _SPREAD = 1.0, 0.3
 """What is taken for granted (mean and standard deviation) before blocks tell."""
@@ -59,30 +59,31 @@ def elasticity(candidates: Sequence[Sequence[Block]]) -> float:
 
 
 def counted(candidates: Sequence[Sequence[Block]]) -> list[list[Block]]:
-    """The blocks of one interleaved run with the reference as it counts for what was timed: around its median over the
-    run, by :func:`elasticity`. The reading stays in their conditions.
+    """The blocks of one interleaved run with the reference as it counts for what was timed, see :func:`counting`. The
+    reading stays in their conditions.
 
     Example:
         >>> [[block, *_]] = counted([[Block(3.0, 1.0), Block(3.3, 1.21), Block(3.63, 1.4641)]])
         >>> round(block.reference_ms, 6), block.conditions.read_ms
         (1.1, 1.0)
     """
+    counts_ms = counting(candidates)
+    return [[_counted(block, counts_ms(block.reference_ms)) for block in blocks] for blocks in candidates]
+
+
+def counting(candidates: Sequence[Sequence[Block]]) -> Callable[[float], float]:
+    """What a reading of the reference, in ms, counts as in one interleaved run: around its median over the run, by
+    :func:`elasticity`."""
     readings = [block.reference_ms for blocks in candidates for block in blocks]
     if not readings:
-        return [[] for _ in candidates]
+        return lambda read_ms: read_ms
     share, usual_ms = elasticity(candidates), float(np.median(readings))
-    return [_counted(blocks, share, usual_ms) for blocks in candidates]
+    return lambda read_ms: float(usual_ms * (read_ms / usual_ms) ** share)
 
 
-def _counted(blocks: Sequence[Block], share: float, usual_ms: float) -> list[Block]:
-    return [
-        replace(
-            block,
-            reference_ms=usual_ms * (block.reference_ms / usual_ms) ** share,
-            conditions=replace(block.conditions or Conditions(), read_ms=block.reference_ms),
-        )
-        for block in blocks
-    ]
+def _counted(block: Block, reference_ms: float) -> Block:
+    conditions = replace(block.conditions or Conditions(), read_ms=block.reference_ms)
+    return replace(block, reference_ms=reference_ms, conditions=conditions)
 
 
 def _fitted(latencies: Sequence[_Array], readings: Sequence[_Array]) -> tuple[float, _Array]:

@@ -1,9 +1,10 @@
 """The timing schedule: interleaved blocks, every latency a ratio to reference kernels run around it.
 
 On a shared machine everything drifts by 10 % within seconds. A block runs the references, one candidate, and the
-references again, with glances at the references between its runs; the candidate counts as a ratio to what the
-references took at its moment, so a drift that slows both cancels. Candidates take turns in shuffled order, so what is
-left of it hits all alike (random interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
+references again, with glances at the references between its runs (:mod:`widthwise.profiling.visit`); a network's runs
+with layers on record follow its others. The candidate counts as a ratio to what the references took at its moment, so a
+drift that slows both cancels. Candidates take turns in shuffled order, so what is left of it hits all alike (random
+interleaving as in Google Benchmark; duet benchmarking, ICPE 2020).
 
 The ratio corrects a slowdown only as far as reference and candidate slow down alike. So the reference counts by as much
 as the blocks of a run tell (:mod:`widthwise.profiling.elasticity`), and a block is dropped, and taken again, when the
@@ -30,9 +31,10 @@ from scipy.stats import trim_mean
 
 from widthwise.luts.measurement import Block, Conditions, Measurement
 from widthwise.profiling.conditions import is_contaminated
-from widthwise.profiling.elasticity import counted
+from widthwise.profiling.elasticity import counted, counting
 from widthwise.profiling.gauge import Gauge, Reading
 from widthwise.profiling.runtimes.base import NetworkSession, References, Runtime, Session
+from widthwise.profiling.visit import Stretch
 
 __all__ = ["Pace", "Schedule", "Timing"]
 
@@ -50,11 +52,6 @@ _DISAGREEMENT = 0.3
 
 _LONG_RUN_S = 0.25
 """A run this long settles by itself: it needs no runs before it that don't count."""
-
-_GLANCE_EVERY_S = 0.04
-"""Neighbours come and go in tens of milliseconds; readings further apart miss them. Blocks of ResNet-18 scatter by 1.3
-% (standard deviation) with a glance every 25 ms, by 4.7 % with readings at the edges alone."""
-
 
 _TRIMMED = 0.25
 """Share of a visit's runs left out at either end when those of a layer are averaged."""
@@ -103,35 +100,40 @@ class Timing:
     spent_s: float = 0.0
     elapsed_s: float = 0.0
     recorded: int = 0
-    _visits: list[tuple[slice, int]] = field(default_factory=list)
+    _visits: list[tuple[slice, float, bool]] = field(default_factory=list)
     _runs: list[float] = field(default_factory=list)
 
-    def add(self, visit: _Visit, reference_ms: float, conditions: Conditions) -> None:
-        """A block of the medians of a visit; how far its single runs lie apart is kept with its conditions."""
-        self.spent_s += visit.spent_s
-        median_s = float(np.median(visit.whole_s))
-        self._runs += [run_s / median_s for run_s in visit.whole_s]
+    def add(self, whole: Stretch, conditions: Conditions) -> None:
+        """A block of the median of runs; how far these lie apart is kept with its conditions."""
+        self.spent_s += whole.spent_s
+        median_s = float(np.median(whole.seconds))
+        self._runs += [run_s / median_s for run_s in whole.seconds]
         if len(self._runs) >= _RUNS_FOR_TAIL:
             conditions = replace(conditions, tail=float(np.quantile(self._runs, TAIL)))
-        self.blocks.append(Block(median_s * 1e3, reference_ms, conditions))
-        if visit.recorded_s:
-            runs = slice(self.recorded - len(visit.recorded_s), self.recorded)
-            self._visits.append((runs, len(self.blocks) - 1))
+        self.blocks.append(Block(median_s * 1e3, whole.meanwhile.latency_ms, conditions))
 
-    def settle(self, reports: Sequence[Sequence[float]]) -> None:
+    def add_recorded(self, recorded: Stretch, *, spoilt: bool) -> None:
+        """The latest runs with layers on record belong to a block, too."""
+        self.spent_s += recorded.spent_s
+        runs = slice(self.recorded - len(recorded.seconds), self.recorded)
+        self._visits.append((runs, recorded.meanwhile.latency_ms, spoilt))
+
+    def settle(self, reports: Sequence[Sequence[float]], counts_ms: Callable[[float], float]) -> None:
         """Blocks of the layers, from the report of every recorded run; conditions stay with the whole, but layers know
         if they are spoilt.
 
         The middle half of the runs is averaged: like the median it forgets the odd slow run, and it does not step
         where a runtime counts whole microseconds.
+
+        Args:
+            counts_ms: what a reading of the reference counts as.
         """
-        for runs, place in self._visits:
-            whole = self.blocks[place]
+        for runs, read_ms, spoilt in self._visits:
             latencies_ms = trim_mean(np.array(reports[runs]), _TRIMMED, axis=0) * 1e3
             self.layers = self.layers or [[] for _ in latencies_ms]
-            spoilt = Conditions(spoilt=1) if whole.conditions and whole.conditions.spoilt else None
+            conditions = Conditions(spoilt=1) if spoilt else None
             for blocks, latency_ms in zip(self.layers, latencies_ms, strict=True):
-                blocks.append(Block(max(float(latency_ms), _LEAST_MS), whole.reference_ms, spoilt))
+                blocks.append(Block(max(float(latency_ms), _LEAST_MS), counts_ms(read_ms), conditions))
         self._visits.clear()
 
     def measurement(self, quiet_reference_ms: float) -> Measurement:
@@ -217,7 +219,7 @@ class Schedule:
         timings = [Timing() for _ in sessions]
         with _no_garbage_collection():
             expected_s = [self._first_run(session, timing) for session, timing in zip(sessions, timings, strict=True)]
-            pending, known = list(range(len(sessions))), [timing.blocks for timing in timings]
+            pending = list(range(len(sessions)))
             while pending:
                 began_s = time.perf_counter()
                 self._random.shuffle(pending)
@@ -227,10 +229,11 @@ class Schedule:
                 late = now_s + (now_s - began_s) >= self._deadline_s
                 known = counted([timing.blocks for timing in timings])
                 pending = [i for i in pending if _wants_more(timings[i], known[i], pace, late=late)]
-        for session, timing, blocks in zip(sessions, timings, known, strict=True):
+        taken = [timing.blocks for timing in timings]
+        for session, timing, blocks in zip(sessions, timings, counted(taken), strict=True):
             timing.blocks = blocks
             if isinstance(session, NetworkSession):
-                timing.settle(session.read_layers())
+                timing.settle(session.read_layers(), counting(taken))
         return timings
 
     def _first_run(self, session: Session, timing: Timing) -> float:
@@ -247,16 +250,19 @@ class Schedule:
         before = self._quiet_reading()
         began_s = time.perf_counter()
         finish = self._watch()
-        visit = self._visit(session, warm_up=(runs + 1) // 2 if expected_s < _LONG_RUN_S else 0, runs=runs)
-        timing.recorded += len(visit.recorded_s)
+        warm_up = (runs + 1) // 2 if expected_s < _LONG_RUN_S else 0
+        whole = Stretch.of(session.run, runs, self._gauge, before, warm_up=warm_up)
+        stretches = [whole]
+        if isinstance(session, NetworkSession):
+            stretches.append(Stretch.of(session.run_layers, runs, self._gauge, whole.after))
+            timing.recorded += runs
         conditions = finish()
-        self._visits_s += visit.spent_s
-        after = self._gauge.read()
         elapsed_s = time.perf_counter() - began_s
-        meanwhile = _meanwhile(before, visit, after)
-        conditions = replace(conditions, disagreement=self._gauge.disagreement(meanwhile))
-        spent_s = visit.spent_s + (before.total_ms + after.total_ms) * 1e-3
-        reason = self._spoilt(meanwhile, after, conditions, runs)
+        visits_s = sum(stretch.spent_s for stretch in stretches)
+        self._visits_s += visits_s
+        conditions = replace(conditions, disagreement=self._gauge.disagreement(whole.meanwhile))
+        spent_s = visits_s + (before.total_ms + sum(stretch.after.total_ms for stretch in stretches)) * 1e-3
+        reason = self._spoilt(stretches, conditions, runs)
         if reason and self._is_patient:  # taken again in a later round
             self.dropped[reason] += 1
             self._wait(spent_s)
@@ -264,28 +270,14 @@ class Schedule:
         granted_s = _PATIENCE * self._gauge.calm_share * spent_s
         self._patience_s = max(self._patience_s, min(_MOST_PATIENCE_S, self._patience_s + granted_s))
         timing.elapsed_s += elapsed_s
-        timing.add(visit, meanwhile.latency_ms, replace(conditions, spoilt=1 if reason else None))
+        timing.add(whole, replace(conditions, spoilt=1 if reason else None))
+        for recorded in stretches[1:]:
+            timing.add_recorded(recorded, spoilt=bool(reason))
 
-    def _visit(self, session: Session, *, warm_up: int, runs: int) -> _Visit:
-        warm_up_s = sum(session.run() for _ in range(warm_up))
-        whole: list[float] = []
-        recorded: list[float] = []
-        glances: list[Reading] = []
-        since_s = 0.0
-        for _ in range(runs):
-            whole.append(session.run())
-            since_s += whole[-1]
-            if isinstance(session, NetworkSession):
-                recorded.append(session.run_layers())
-                since_s += recorded[-1]
-            if since_s >= _GLANCE_EVERY_S and len(whole) < runs:
-                glances.append(self._gauge.glance())
-                since_s = 0.0
-        return _Visit(warm_up_s, whole, recorded, glances)
-
-    def _spoilt(self, meanwhile: Reading, after: Reading, conditions: Conditions, runs: int) -> str | None:
+    def _spoilt(self, stretches: Sequence[Stretch], conditions: Conditions, runs: int) -> str | None:
         """Why a block isn't to be believed, if so."""
-        if self._gauge.is_disturbed(meanwhile) or self._gauge.is_disturbed(after):
+        readings = [reading for stretch in stretches for reading in (stretch.meanwhile, stretch.after)]
+        if any(map(self._gauge.is_disturbed, readings)):
             return "disturbed"
         if is_contaminated(conditions, runs):
             return "kept waiting"
@@ -309,41 +301,6 @@ class Schedule:
     def _wait(self, seconds: float) -> None:
         self._patience_s -= seconds
         self.waited_s += seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Visit:
-    """Seconds of the runs of one candidate in one block; ``recorded_s`` those with layers on record."""
-
-    warm_up_s: float
-    whole_s: list[float]
-    recorded_s: list[float]
-    glances: list[Reading]
-
-    @property
-    def timed_s(self) -> float:
-        return sum(self.whole_s) + sum(self.recorded_s)
-
-    @property
-    def spent_s(self) -> float:
-        return self.warm_up_s + self.timed_s
-
-
-def _meanwhile(before: Reading, visit: _Visit, after: Reading) -> Reading:
-    """The references during the timed runs: in their middle on a line between the readings around them, or, where
-    there were glances, the median of all."""
-    until_s = before.total_ms * 1e-3 + visit.warm_up_s + visit.timed_s / 2
-    since_s = visit.timed_s / 2 + after.total_ms * 1e-3
-    share = until_s / (until_s + since_s)
-    between = Reading(
-        (1 - share) * before.compute_ms + share * after.compute_ms,
-        (1 - share) * before.memory_ms + share * after.memory_ms,
-    )
-    if not visit.glances:
-        return between
-    readings = [*visit.glances, before, after]
-    compute_ms, memory_ms = np.median([(reading.compute_ms, reading.memory_ms) for reading in readings], axis=0)
-    return Reading(float(compute_ms), float(memory_ms))
 
 
 def _wants_more(timing: Timing, blocks: Sequence[Block], pace: Pace, *, late: bool) -> bool:
