@@ -2,9 +2,9 @@
 
 A network runs as users run it: again and again, with nothing else between. Its runs with layers on record come after
 those. Both runtimes that deploy on CPUs record in a second copy of the network; in turns with that, the first finds its
-weights and activations no longer in the caches, and took 1 % longer for a dense MobileNetV2, but 5 to 9 % for one of
-half or a fifth of its latency (ONNX Runtime and OpenVINO; EfficientNet-B0 1 and 2 to 4 %, eager PyTorch 0).
-``benchmarks/back_to_back.py`` has both ways side by side.
+weights and activations no longer in the caches. MobileNetV2 took 1 % longer or less, but at a quarter of its latency 6 %
+(ONNX Runtime) and 24 % (OpenVINO); EfficientNet-B0 at half of it 1 and 4 to 6 %; ResNet-18, and everything in eager
+PyTorch, 2 % or less. ``python -m benchmarks.back_to_back`` has both ways side by side.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ class Stretch:
         Args:
             run: once; gives the seconds it took.
             before: the last reading.
+
+        Example:
+            >>> from widthwise.profiling.runtimes.fake import FakeRuntime, World
+            >>> from widthwise.profiling.target import Target
+            >>> gauge = Gauge(FakeRuntime(Target.parse("fake:cpu"), World(drift=0, noise=0, burst_rate=0)).references())
+            >>> Stretch.of(lambda: 0.01, 3, gauge, gauge.read(), warm_up=1).spent_s
+            0.04
         """
         warm_up_s = sum(run() for _ in range(warm_up))
         seconds: list[float] = []
