@@ -3,7 +3,7 @@
 A network runs as users run it: again and again, with nothing else between. Its runs with layers on record come after
 those. Both runtimes that deploy on CPUs record in a second copy of the network; in turns with that, the first finds its
 weights and activations no longer in the caches. The dense MobileNetV2 took no longer, one of a quarter of its latency
-6 % (ONNX Runtime) and 24 % (OpenVINO); EfficientNet-B0 at half of its latency 1 and 4 to 6 %; ResNet-18, and everything
+6 % (ONNX Runtime) and 24 % (OpenVINO); EfficientNet-B0 at half of it 1 to 2 and 4 to 6 %; ResNet-18, and everything
 in eager PyTorch, 2 % at most. ``python -m benchmarks.back_to_back`` has both ways side by side.
 """
 
