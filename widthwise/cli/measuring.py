@@ -44,7 +44,7 @@ def profile(
     memory_format: Annotated[str, typer.Option("--memory-format", help="contiguous or channels_last.")] = "contiguous",
     time: Annotated[str, typer.Option("--time", help="How long to measure: 90s, 3m.")] = "4m",
     workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Fresh processes to share the time among; 0: one a minute, up to 3.")
+        int, typer.Option("--workers", min=0, help="Fresh processes to share the time among; 0: one a minute, up to 4.")
     ] = 0,
     weights: Weights = None,
     as_json: Json = False,

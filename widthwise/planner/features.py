@@ -71,7 +71,7 @@ def matern_sum(a: _Array, b: _Array, length: float, weights: _Array) -> _Array:
     return found
 
 
-def matern(distance: _Array, length: float | _Array) -> _Array:
+def matern(distance: _Array, length: float) -> _Array:
     """Matérn 5/2 correlation at distances."""
     scaled = distance * (np.sqrt(5.0) / length)
     return np.asarray((1 + scaled * (1 + scaled / 3)) * np.exp(-scaled))

@@ -53,7 +53,7 @@ class Stack:
 
 
 class _Part(NamedTuple):
-    """Layers with as many axes; the points of their processes, one after the other."""
+    """Layers with as many axes; the points of their processes, one after the other, in units of their length scales."""
 
     layers: npt.NDArray[np.int64]
     columns: npt.NDArray[np.int64]
@@ -62,21 +62,23 @@ class _Part(NamedTuple):
     roofline: _Array
     offset: _Array
     tile: npt.NDArray[np.int64]
-    layer_of: npt.NDArray[np.int64]
-    places: _Array
-    length: _Array
+    with_process: npt.NDArray[np.int64]
+    scale: _Array
+    counts: npt.NDArray[np.int64]
+    points: _Array
     weights: _Array
 
     @classmethod
     def of(
         cls, surfaces: Sequence[SurfaceRegressor], layers: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
     ) -> _Part:
-        with_process = [
+        found = [
             (at, surface.places, surface.process)
             for at, surface in enumerate(surfaces)
             if surface.process is not None and columns.shape[1]
         ]
-        counts = [len(points) for _, points, _ in with_process]
+        scales = [1 / process.length for _, _, process in found]
+        scaled = [(scale * points).T for scale, (_, points, _) in zip(scales, found, strict=True)]
         return cls(
             layers,
             columns,
@@ -85,16 +87,29 @@ class _Part(NamedTuple):
             np.stack([surface.roofline for surface in surfaces]),
             np.array([surface.offset for surface in surfaces]),
             np.array([[surface.tile] for surface in surfaces]),
-            np.repeat([at for at, _, _ in with_process], counts).astype(np.int64),
-            np.concatenate([np.empty((0, 2 * columns.shape[1])), *(points for _, points, _ in with_process)]),
-            np.repeat([process.length for _, _, process in with_process], counts),
-            np.concatenate([np.empty(0), *(process.signal**2 * process.weights for _, _, process in with_process)]),
+            np.array([at for at, _, _ in found], dtype=np.int64),
+            np.array(scales).reshape(-1, 1),
+            np.array([len(points) for _, points, _ in found], dtype=np.int64),
+            np.concatenate([np.empty((2 * columns.shape[1], 0)), *scaled], axis=1),
+            np.concatenate([np.empty(0), *(process.signal**2 * process.weights for _, _, process in found)]),
         )
 
     def latencies_ms(self, channels: npt.NDArray[np.int64]) -> _Array:
-        mean = np.maximum((features(channels) * self.roofline).sum(axis=1), 1e-9)
-        apart = places(channels, self.tile)[self.layer_of]
-        apart -= self.places
-        told = matern(np.sqrt(np.einsum("ij,ij->i", apart, apart)), self.length) * self.weights
-        log_ms = np.log(mean) + self.offset + np.bincount(self.layer_of, told, minlength=len(mean))
+        log_ms = np.log(np.maximum((features(channels) * self.roofline).sum(axis=1), 1e-9)) + self.offset
+        if len(self.with_process):
+            log_ms[self.with_process] += self._told(places(channels, self.tile)[self.with_process] * self.scale)
         return np.asarray(np.exp(log_ms))
+
+    def _told(self, at: _Array) -> _Array:
+        """What the points say of their layers' places, shape ``(layers with a process,)``.
+
+        Axis after axis, each as one long row: with all axes of a point side by side it takes three times as long.
+        """
+        squares = np.zeros_like(self.weights)
+        for own, points in zip(at.T, self.points, strict=True):
+            apart = np.repeat(own, self.counts)
+            apart -= points
+            apart *= apart
+            squares += apart
+        told = matern(np.sqrt(squares, out=squares), 1.0) * self.weights
+        return np.add.reduceat(told, np.cumsum(self.counts) - self.counts)
