@@ -59,6 +59,19 @@ def test_merged_is_what_the_compactors_compute(name: str) -> None:
     assert difference_of(model, make(name), [EXAMPLE]) == 0.0  # the dense model is as it was
 
 
+def test_norms_without_scales_are_merged_too() -> None:
+    model = make("residual")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.affine, module.weight, module.bias = False, None, None
+    run = ResRep(model, plan_for(model), [EXAMPLE], steps=10)
+    scramble(run)
+    assert difference_of(run.model, run.merged(), [EXAMPLE]) < 1e-5
+    forget(run)
+    run.finish()
+    assert run.difference < 1e-5
+
+
 @pytest.mark.parametrize("name", ["residual", "depthwise", "concat", "plain"])
 def test_merged_norms_normalise_in_train_mode_too(name: str) -> None:
     model = make(name)

@@ -61,10 +61,9 @@ def insert(model: nn.Module, site: Site) -> None:
     """Puts a compactor behind a layer, or behind the norm that follows it; in place."""
     parent, _, name = site.path.rpartition(".")
     inner = model.get_submodule(site.path)
-    weight = inner.weight
+    weight = model.get_submodule(site.layer).weight
     assert isinstance(weight, Tensor)
-    size = len(model.get_submodule(site.layer).weight)  # type: ignore[arg-type]
-    compacted = Compacted(inner, Compactor(size).to(weight.device)).train(inner.training)
+    compacted = Compacted(inner, Compactor(len(weight)).to(weight.device)).train(inner.training)
     setattr(model.get_submodule(parent), name, compacted)
 
 
