@@ -52,6 +52,17 @@ def test_roles(wide_lut: Lut, wide_network: Network) -> None:
     assert len({tuple(sorted(record.widths.items())) for record in records}) > 50
 
 
+def test_what_was_warmed_up_is_the_first_dense_network(
+    tmp_path: Path, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    build = FakeRuntime.network
+    monkeypatch.setattr(FakeRuntime, "network", lambda self, candidate: made.append(1) or build(self, candidate))
+    run(tmp_path / "t.lut", wide, wide_network, wide_example, networks=8)
+    with Lut.open(tmp_path / "t.lut", readonly=True) as lut:
+        assert len(made) == len(lut.networks(wide_network.signature)) == 2 + 8
+
+
 def test_every_layer_of_every_network_is_kept(wide_lut: Lut, wide_network: Network) -> None:
     records = wide_lut.layers(estimator=Estimator.IN_PLACE)
     assert len(records) == 75 * len(wide_network.layers)
@@ -166,5 +177,5 @@ def test_networks_long_timed_are_freed(
     monkeypatch.setattr("widthwise.profiling.profiler.narrow", remembering)
     target = Target.parse("torch:cpu")
     profile(branches, network, (example,), target=target, path=tmp_path / "t.lut", time_s=300, networks=16)
-    assert len(built) == 16 + 4 + 2  # the dense one also warms up the machine, and says what outputs must be
+    assert len(built) == 16 + 4 + 1  # the dense one also says what outputs must be
     assert most_alive <= 5  # those of one batch

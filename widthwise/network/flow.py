@@ -82,7 +82,8 @@ class Flow:
             if module.num_groups == 1:
                 self._fix_module(path, f"{path!r} computes its statistics over all channels")
         if not is_plain(module):
-            self._fix_module(path, f"the weight of {path!r} is computed from other tensors")
+            remedy = "torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm make it plain"
+            self._fix_module(path, f"the weight of {path!r} is computed from other tensors ({remedy})")
         elif reason := self._subclasses.objection(module):
             self._fix_module(path, f"{path!r} is a {type(module).__name__}, {reason}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -47,9 +48,14 @@ class Proposer:
     """
 
     def __init__(self, model: nn.Module, network: Network, *, seed: int = 0) -> None:
+        self._model = model
         self._network = network
-        self._importance = score(model, network)
         self._seed = seed
+
+    @cached_property
+    def _importance(self) -> Importance:
+        """When it is first asked for: a VGG-16's takes 2 s, and its profiles end before."""
+        return score(self._model, self._network)
 
     def networks(self, lut: Lut, indices: Sequence[int], options: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
         """One width vector for each index; fits a predictor on what the table holds."""
