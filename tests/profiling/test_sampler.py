@@ -96,6 +96,15 @@ def test_any_widths_may_be_less_than_one_step() -> None:
     assert len(odd & set(range(5, 16))) >= 4
 
 
+def test_large_networks_have_any_widths_too() -> None:
+    """Few groups are left as they are, however much of the dense network is kept."""
+    options = {f"group{index}": [*range(8, 129, 8)] for index in range(60)}
+    draws = [WidthSampler(options).draw(index) for index in range(132)]
+    odd = [list(draw.widths.values()) for draw in draws if draw.off_grid]
+    assert max(sum(widths) for widths in odd) > 0.7 * 60 * 128
+    assert max(widths.count(128) for widths in odd) <= 6
+
+
 def test_advice_is_taken_every_other_batch_once_the_table_knows_enough(
     lut: Lut, wide: nn.Module, wide_network: Network, wide_example: torch.Tensor
 ) -> None:
