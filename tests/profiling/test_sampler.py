@@ -92,7 +92,7 @@ def test_any_widths_may_be_less_than_one_step() -> None:
     """Where what is concatenated must fill whole blocks, plans take a growth of 32 channels to 16 or leave it."""
     draws = [WidthSampler({"growth": (16, 32)}).draw(index) for index in range(132)]
     odd = {draw.widths["growth"] for draw in draws if draw.off_grid}
-    assert {4, 32} <= odd
+    assert 4 <= min(odd) <= 5 and 30 <= max(odd) <= 32
     assert len(odd & set(range(5, 16))) >= 4
 
 

@@ -333,9 +333,9 @@ class WidthSampler:
         """
         found = {}
         for group, widths in self._options.items():
-            dense = widths[-1]
-            draws = (round(scale * math.exp(rng.gauss(0, 0.3)) * dense) for _ in itertools.count())
-            found[group] = next(width for width in draws if math.ceil(LEAST_SHARE * dense) <= width <= dense)
+            shares = (scale * math.exp(rng.gauss(0, 0.3)) for _ in itertools.count())
+            share = next(share for share in shares if LEAST_SHARE <= share <= 1)
+            found[group] = max(math.ceil(LEAST_SHARE * widths[-1]), round(share * widths[-1]))
         return found
 
     def _corners(self, rng: random.Random) -> dict[str, int]:
