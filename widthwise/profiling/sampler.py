@@ -328,7 +328,7 @@ class WidthSampler:
         DenseNet-121's growths of 32 channels stayed at 16, its step, or above. Of ten held-out networks those with most
         growths at 4 to 15 then took 10 to 16 % longer than predicted, those with few 1 to 3 %. And while what was drawn
         above the dense width was cut to it, a fifth to a half of the groups of large networks had it: what large layers
-        take between steps had been seen at one of their two widths alone. That is a part of why such networks were predicted
+        take between steps had been seen at one of their two widths alone. That is a part of why such networks were told
         3 to 7 % too high (GoogLeNet on ONNX Runtime, ResNet-18 on OpenVINO); see docs/architecture.md for what is left.
         """
         found = {}
