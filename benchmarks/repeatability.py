@@ -2,19 +2,18 @@
 
 ResNet-18 is profiled again and again as the command does it, in fresh processes, into a table each; once on an
 otherwise idle machine and once beside a process that runs a network without pause. Entries of successive tables are
-compared: an entry is a layer with its shapes, and all its blocks, in ms as predictors read them, in terms of the dense
-network beside it. After each profile the layers of the dense network are also timed with torch.utils.benchmark's
-``blocked_autorange``, in a process of its own.
+compared: an entry is a layer with its shapes and all its blocks, in terms of the dense network beside it
+(``widthwise.luts.entry``); those that are stable in both are to agree, and intervals of all are to cover the next
+profile. After each profile the layers of the dense network are also timed with torch.utils.benchmark's
+``blocked_autorange``, in a process of its own; both are held against each other on layers whose entries are stable.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -26,22 +25,21 @@ from benchmarks.machine import caption, keep
 from benchmarks.reference import disturb
 
 MODEL = "torchvision:resnet18"
+TABLES = Path(__file__).parents[1] / "build/repeatability"
 PHASES = ("idle", "one core loaded")
 _SETTLE_S = 12.0
-_SETTLED = (1, 2.5)
-"""Half-widths of intervals, in %."""
 
 Profile = dict[str, Any]
-"""``ours``: layer with its shapes → [ms, stable, relative half-width]; ``dense``: the dense
-network's layer → its shapes; ``theirs``: layer → ms; ``dropped``; ``seconds``."""
+"""``ours``: layer with its shapes → [ms, low, high, stable]; ``dense``: the dense network's layer → its shapes;
+``theirs``: layer → ms; ``dropped``; ``seconds``."""
 
 
-def run(time_s: float) -> Profile:
-    """One profile, as the command makes it, and one round of ``blocked_autorange`` in a fresh process."""
+def run(time_s: float, name: str) -> Profile:
+    """One profile, as the command makes it, into a table of that name, and one round of ``blocked_autorange`` in a
+    fresh process."""
     import torch
 
-    from widthwise.luts import Estimator, Lut, Measurement, Status
-    from widthwise.luts.peers import paces
+    from widthwise.luts import Lut, Status, entries
     from widthwise.network.loading import load_model
     from widthwise.network.network import Network
     from widthwise.planner.proposal import Proposer
@@ -49,23 +47,17 @@ def run(time_s: float) -> Profile:
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for
 
     example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "device.lut"
-        job = Job(MODEL, None, (example,), Target.parse("torch:cpu"), path, advise=Proposer)
-        report = profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
-        with Lut.open(path, readonly=True) as lut:
-            blocks: dict[Any, list[Any]] = {}
-            quiet_ms, pace = lut.quiet_reference_ms or 0.0, paces(lut)
-            for record in lut.layers(estimator=Estimator.IN_PLACE):
-                taken = lut.samples(record).blocks
-                by = pace[record.network_id] if record.network_id is not None else 1.0
-                blocks.setdefault(record.spec, []).extend(replace(b, latency_ms=b.latency_ms / by) for b in taken)
+    path = TABLES / f"{name}.lut"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    job = Job(MODEL, None, (example,), Target.parse("torch:cpu"), path, advise=Proposer)
+    report = profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
+    with Lut.open(path, readonly=True) as lut:
+        ours = {
+            str(entry.spec): [entry.latency_ms, entry.low_ms, entry.high_ms, entry.status is Status.STABLE]
+            for entry in entries(lut)
+        }
     network = Network.trace(load_model(MODEL), (example,), name=MODEL)
-    entries = {spec: Measurement(tuple(taken), quiet_ms) for spec, taken in blocks.items()}
-    ours = {
-        str(spec): [entry.latency_ms, entry.status is Status.STABLE, entry.half_width]
-        for spec, entry in entries.items()
-    }
     dense = {layer.name: str(spec) for layer, spec in zip(network.layers, network.specs(network.dense), strict=True)}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
         theirs = fresh.submit(autorange).result()
@@ -102,43 +94,53 @@ def autorange() -> dict[str, float]:
 
 
 def differences(before: Profile, after: Profile) -> dict[str, list[float]]:
-    """|relative difference| of entries: ours that are stable in both, those of them whose intervals are within 1 and
-    within 2.5 % in both, ours of the dense network, and theirs."""
-
-    def stable(key: str) -> bool:
-        return key in after["ours"] and before["ours"][key][1] and after["ours"][key][1]
-
-    ours = {key: abs(after["ours"][key][0] / entry[0] - 1) for key, entry in before["ours"].items() if stable(key)}
-    doubt = {key: max(profile["ours"][key][2] for profile in (before, after)) for key in ours}
-    settled = {
-        f"widthwise, entries settled to {most:.3g} %": [ours[key] for key in ours if doubt[key] <= most / 100]
-        for most in _SETTLED
-    }
-    dense = {name: ours[spec] for name, spec in before["dense"].items() if spec in ours}
-    both = sorted(dense.keys() & before["theirs"].keys())
+    """|relative difference| of entries that both have: of stable ones, of all, and of the dense network's layers whose
+    entries are stable, ours and theirs."""
+    both = before["ours"].keys() & after["ours"].keys()
+    ours = {key: abs(after["ours"][key][0] / before["ours"][key][0] - 1) for key in sorted(both)}
+    stable = {key for key in both if before["ours"][key][3] and after["ours"][key][3]}
+    dense = sorted(name for name, spec in before["dense"].items() if spec in stable and name in before["theirs"])
     return {
+        "widthwise, stable entries": [ours[key] for key in ours if key in stable],
         "widthwise, all entries": list(ours.values()),
-        **settled,
-        "widthwise, dense layers": [dense[name] for name in both],
-        "blocked_autorange, dense layers": [abs(after["theirs"][name] / before["theirs"][name] - 1) for name in both],
+        "widthwise, dense layers": [ours[before["dense"][name]] for name in dense],
+        "blocked_autorange, dense layers": [abs(after["theirs"][name] / before["theirs"][name] - 1) for name in dense],
     }
+
+
+def covered(before: Profile, after: Profile) -> float:
+    """How many entries of all that both have differ by no more than both intervals explain."""
+    both = before["ours"].keys() & after["ours"].keys()
+    logs = {key: np.log([profile["ours"][key][:3] for profile in (before, after)]) for key in both}
+    doubts = {key: float(np.hypot(*(log[:, 2] - log[:, 0]))) for key, log in logs.items()}
+    return float(np.mean([abs(log[1, 0] - log[0, 0]) <= doubts[key] for key, log in logs.items()]))
 
 
 def report(phase: str, profiles: list[Profile]) -> list[dict[str, Any]]:
     """Rows of the table: the median over pairs of profiles, and their least and greatest."""
     pairs = [differences(before, after) for before, after in pairwise(profiles)]
-    entries = [entry for profile in profiles for entry in profile["ours"].values()]
-    unstable = 1 - np.mean([stable for _, stable, _ in entries])
+    known = [entry for profile in profiles for entry in profile["ours"].values()]
+    unstable = float(np.mean([not stable for *_, stable in known]))
+    time_unstable = sum(ms for ms, *_, stable in known if not stable) / sum(ms for ms, *_ in known)
+    coverage = float(np.mean([covered(before, after) for before, after in pairwise(profiles)]))
     rows = []
-    for who in [who for who in pairs[0] if all(pair[who] for pair in pairs)]:  # nothing settles in a loud hour
-        medians = [float(np.median(pair[who])) for pair in pairs]
-        tails = [float(np.quantile(pair[who], 0.95)) for pair in pairs]
+    for who in pairs[0]:
+        found = [pair[who] for pair in pairs if pair[who]]  # nothing may be stable in a loud hour
+        if not found:
+            print(f"| {phase} | {who} (0) | – | – |", flush=True)
+            continue
+        medians = [float(np.median(pair)) for pair in found]
+        tails = [float(np.quantile(pair, 0.95)) for pair in found]
         count = int(np.median([len(pair[who]) for pair in pairs]))
-        rows.append({"machine": phase, "who": who, "median": medians, "p95": tails, "unstable": float(unstable),
-                     "entries": count})  # fmt: skip
+        rows.append({"machine": phase, "who": who, "median": medians, "p95": tails, "entries": count,
+                     "unstable": unstable, "time_unstable": time_unstable, "coverage": coverage})  # fmt: skip
         shown = " | ".join(f"{np.median(v):.2%} ({min(v):.2%} to {max(v):.2%})" for v in (medians, tails))
-        share = f"{unstable:.1%}" if who.startswith("widthwise") else "–"
-        print(f"| {phase} | {who} ({count:,}) | {shown} | {share} |", flush=True)
+        print(f"| {phase} | {who} ({count:,}) | {shown} |", flush=True)
+    print(
+        f"\n{phase}: {unstable:.0%} of all entries are unstable, {time_unstable:.0%} of their time; intervals cover "
+        f"{coverage:.0%} of what the next profile says.\n",
+        flush=True,
+    )
     return rows
 
 
@@ -149,7 +151,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6, help="profiles in each phase; their successive pairs count")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    print("| machine | who | median difference | 95th percentile | unstable |\n|---|---|---|---|---|")
+    print("| machine | who | median difference | 95th percentile |\n|---|---|---|---|")
     rows: list[dict[str, Any]] = []
     for phase in PHASES:
         stop: Event = context.Event()
@@ -157,7 +159,7 @@ def main() -> None:
         if phase != "idle":
             neighbour.start()
             time.sleep(_SETTLE_S)
-        profiles = [run(arguments.time) for _ in range(arguments.repeats)]
+        profiles = [run(arguments.time, f"{phase} {number}") for number in range(arguments.repeats)]
         stop.set()
         if phase != "idle":
             neighbour.join()

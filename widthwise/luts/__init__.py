@@ -1,6 +1,7 @@
 """Ground floor: what was measured, as pure data. Nothing here touches hardware, torch or a terminal."""
 
 from widthwise.luts.checks import Finding, Severity, check
+from widthwise.luts.entry import Entry, entries
 from widthwise.luts.errors import InvalidSpec, InvalidTable, MissingLayers, TableMismatch
 from widthwise.luts.exchange import Merged, export_table, import_table, merge
 from widthwise.luts.measurement import Block, Conditions, Estimator, Measurement, Status, Summary, summarise
@@ -13,6 +14,7 @@ __all__ = [
     "FREE",
     "Block",
     "Conditions",
+    "Entry",
     "Estimator",
     "Finding",
     "Geometry",
@@ -38,6 +40,7 @@ __all__ = [
     "TableMismatch",
     "TableSummary",
     "check",
+    "entries",
     "export_table",
     "import_table",
     "merge",

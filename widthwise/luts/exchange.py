@@ -180,10 +180,10 @@ def _contents(lut: Lut) -> Generator[Item, None, None]:
         geometries = rows.select_geometries(db)
         for record in list(rows.select_networks(db)):
             uid, timed = _uuid(uuids, record.run), rows.select_samples(db, "networks", record.id, quiet)
-            layers = tuple(starmap(_item, rows.select_timed_layers(db, geometries, quiet, record.id)))
+            layers = tuple(starmap(_item, rows.select_timed_layers(db, geometries, quiet, "network = ?", (record.id,))))
             key = NetworkKey(record.signature, record.model, record.widths)
             yield NetworkItem(uid, key, record.role, timed, layers)
-        for layer, timed in rows.select_timed_layers(db, geometries, quiet, None):
+        for layer, timed in rows.select_timed_layers(db, geometries, quiet, "network IS NULL"):
             yield LayersItem(_uuid(uuids, layer.run), (_item(layer, timed),))
 
 

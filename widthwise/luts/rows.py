@@ -342,10 +342,14 @@ def select_surplus(db: sqlite3.Connection) -> dict[int, float]:
 
 
 def select_timed_layers(
-    db: sqlite3.Connection, geometries: Mapping[int, Geometry], quiet_reference_ms: float, network: int | None
+    db: sqlite3.Connection,
+    geometries: Mapping[int, Geometry],
+    quiet_reference_ms: float,
+    condition: str,
+    values: Sequence[int] = (),
 ) -> Iterator[tuple[LayerRecord, Measurement]]:
-    """Layer records with their raw samples: of one network, or with None those timed on their own."""
-    for *row, samples in db.execute(f"{TIMED_LAYERS} WHERE network IS ? ORDER BY id", (network,)):
+    """Layer records with their raw samples, those that meet a condition."""
+    for *row, samples in db.execute(f"{TIMED_LAYERS} WHERE {condition} ORDER BY id", values):
         record = layer_record(row, geometries)
         yield record, parse_samples(samples, quiet_reference_ms, f"layers row {record.id}")
 
