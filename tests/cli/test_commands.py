@@ -294,6 +294,18 @@ def test_luts(place: Path, tmp_path: Path) -> None:
     assert answer("luts", "check", lut)["findings"] == []
 
 
+def test_luts_tell_how_well_each_layer_is_known(place: Path) -> None:
+    lut = place / "d.lut"
+    entries = answer("luts", "show", lut, "--layers")["entries"]
+    assert "entries" not in answer("luts", "show", lut)
+    convolutions = [entry for entry in entries if entry["spec"].startswith("conv2d")]
+    assert len(convolutions) >= 20
+    assert all(entry["low_ms"] < entry["latency_ms"] < entry["high_ms"] for entry in entries)
+    told = run("luts", "show", lut, "--layers").stdout
+    stable = sum(entry["status"] == "stable" for entry in entries)
+    assert f"{stable:,} of {len(entries):,} layers" in " ".join(told.split())
+
+
 def test_device() -> None:
     found = answer("device")
     assert {"cpu", "cores", "system"} <= set(found["fingerprint"])

@@ -18,13 +18,20 @@ Table = Annotated[Path, typer.Argument(help="The table.")]
 
 @app.command()
 @reported
-def show(file: Table, as_json: Json = False) -> None:
+def show(
+    file: Table,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Every layer timed inside networks, and how well it is known.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """What a table holds, and of which device and target.
 
-    Example: widthwise luts show device.lut
+    Example: widthwise luts show device.lut --layers
     """
     from dataclasses import asdict
 
+    from widthwise.luts.entry import entries
     from widthwise.luts.peers import on_scale, paces
     from widthwise.luts.records import Role
     from widthwise.luts.store import Lut
@@ -34,14 +41,17 @@ def show(file: Table, as_json: Json = False) -> None:
         summary, target, fingerprint = asdict(lut.summary()), dict(lut.target), dict(lut.fingerprint)
         quiet_ms, pace = lut.quiet_reference_ms, paces(lut)
         dense = {n.model: on_scale(n, pace).latency_ms for n in lut.networks() if n.role is Role.DENSE}
+        known = entries(lut) if layers else []
     if as_json:
-        emit(
-            {**summary, "target": target, "fingerprint": fingerprint, "quiet_reference_ms": quiet_ms, "dense_ms": dense}
-        )
+        facts = {"target": target, "fingerprint": fingerprint, "quiet_reference_ms": quiet_ms, "dense_ms": dense}
+        listed = [{**asdict(entry), "spec": str(entry.spec)} for entry in known]
+        emit({**summary, **facts, **({"entries": listed} if layers else {})})
         return
     rows = [(name, str(value)) for name, value in {**target, **fingerprint, **summary}.items()]
     rows += [(f"dense {name}", f"{ms:.4g} ms") for name, ms in dense.items()]
     terminal.show(terminal.facts(str(file), rows))
+    if layers:
+        terminal.show(*terminal.entries_table(known))
 
 
 @app.command("export")

@@ -34,6 +34,7 @@ _OF_A_MEDIAN = math.pi / 2
 """Variance of a median over that of a mean."""
 
 _DEVIATIONS = 1.96
+_MOST_DOUBT = math.log(1000)
 _CLASSES = 2
 """Sizes to a factor of ten that count as different."""
 
@@ -118,13 +119,15 @@ class _History:
         count = len(self.taken)
         own = self.between(of_blocks) if count > 1 else 0.0
         of_networks = (_PRIOR_NETWORKS * usual.of_networks + (count - 1) * own) / (_PRIOR_NETWORKS + count - 1)
-        doubt = _DEVIATIONS * math.sqrt(_OF_A_MEDIAN * of_blocks / self.blocks + of_networks / count)
+        variance = _OF_A_MEDIAN * of_blocks / self.blocks + of_networks / count
+        doubt = min(_DEVIATIONS * math.sqrt(variance), _MOST_DOUBT)
         settled = doubt <= SETTLED_HALF_WIDTH and 2 * self.spoilt < self.blocks
+        latency_ms, by = math.exp(self.middle), math.exp(doubt)
         return Entry(
             self.spec,
-            math.exp(self.middle),
-            math.exp(self.middle - doubt),
-            math.exp(self.middle + doubt),
+            latency_ms,
+            latency_ms / by,
+            latency_ms * by,
             Status.STABLE if settled else Status.UNSTABLE,
             count,
             self.blocks,

@@ -8,13 +8,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from widthwise.luts.entry import Entry
+from widthwise.luts.measurement import SETTLED_HALF_WIDTH, Status
 from widthwise.network.network import Network
 from widthwise.planner.plan import Plan
 from widthwise.planner.predictor import Prediction
 from widthwise.planner.verification import Verification
 from widthwise.report.rows import plan_rows, plan_title, prediction_rows, verification_rows
 
-__all__ = ["facts", "plan_table", "prediction_table", "rows_table", "show", "verification_table"]
+__all__ = ["entries_table", "facts", "plan_table", "prediction_table", "rows_table", "show", "verification_table"]
 
 
 def show(*renderables: RenderableType, console: Console | None = None) -> None:
@@ -40,6 +42,21 @@ def rows_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]])
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def entries_table(entries: Sequence[Entry]) -> tuple[Table, str]:
+    """Layers and how well each is known, the longest first, and how many are."""
+    rows = [
+        (str(e.spec), f"{e.latency_ms:.4g}", f"{e.low_ms:.4g} to {e.high_ms:.4g}", f"{e.networks:,}", e.status.value)
+        for e in sorted(entries, key=lambda entry: -entry.latency_ms)
+    ]
+    known = [entry.latency_ms for entry in entries if entry.status is Status.STABLE]
+    share = sum(known) / (sum(entry.latency_ms for entry in entries) or 1.0)
+    told = (
+        f"{len(known):,} of {len(entries):,} layers, {share:.0%} of their time, are known by themselves to "
+        f"± {SETTLED_HALF_WIDTH:.0%}: another profile would say the same. Predictions rest on all of them together."
+    )
+    return rows_table("layers", ("layer", "ms", "95 % interval", "networks", "status"), rows), told
 
 
 def prediction_table(network: Network, prediction: Prediction, breakdown: Sequence[tuple[str, float]]) -> Table:
