@@ -4,13 +4,17 @@ ResNet-18 is profiled again and again as the command does it, in fresh processes
 otherwise idle machine and once beside a process that runs a network without pause. Entries of successive tables are
 compared: an entry is a layer with its shapes and all its blocks, in terms of the dense network beside it
 (``widthwise.luts.entry``); those that are stable in both are to agree, and intervals of all are to cover the next
-profile. After each profile the layers of the dense network are also timed with torch.utils.benchmark's
-``blocked_autorange``, in a process of its own; both are held against each other on layers whose entries are stable.
+profile. In ms each table has a scale of its own, what it saw of the quiet machine; in shares of the dense network, as
+budgets are given, it has none. After each profile the layers of the dense network are also timed with
+torch.utils.benchmark's ``blocked_autorange``, in a process of its own; both are held against each other on layers whose
+entries are stable.
+Tables stay under ``build/repeatability``; ``--table`` judges those again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,38 +34,58 @@ PHASES = ("idle", "one core loaded")
 _SETTLE_S = 12.0
 
 Profile = dict[str, Any]
-"""``ours``: layer with its shapes → [ms, low, high, stable]; ``dense``: the dense network's layer → its shapes;
-``theirs``: layer → ms; ``dropped``; ``seconds``."""
+"""``ours``: layer with its shapes → [ms, low, high, stable]; ``dense_ms``; ``dense``: the dense network's layer → its
+shapes; ``theirs``: layer → ms."""
 
 
-def run(time_s: float, name: str) -> Profile:
+def measure(time_s: float, name: str) -> None:
     """One profile, as the command makes it, into a table of that name, and one round of ``blocked_autorange`` in a
     fresh process."""
-    import torch
-
-    from widthwise.luts import Lut, Status, entries
-    from widthwise.network.loading import load_model
-    from widthwise.network.network import Network
     from widthwise.planner.proposal import Proposer
     from widthwise.profiling.target import Target
     from widthwise.profiling.workers import Job, profile_in_workers, workers_for
 
-    example = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     path = TABLES / f"{name}.lut"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    job = Job(MODEL, None, (example,), Target.parse("torch:cpu"), path, advise=Proposer)
-    report = profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
+    job = Job(MODEL, None, (example(),), Target.parse("torch:cpu"), path, advise=Proposer)
+    profile_in_workers(job, time_s=time_s, workers=workers_for(time_s))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        path.with_suffix(".json").write_text(json.dumps(fresh.submit(autorange).result()))
+
+
+def read(name: str) -> Profile:
+    """What such a table says."""
+    from widthwise.luts import Lut, Role, Status, entries
+    from widthwise.luts.peers import on_scale, paces
+
+    path = TABLES / f"{name}.lut"
     with Lut.open(path, readonly=True) as lut:
         ours = {
             str(entry.spec): [entry.latency_ms, entry.low_ms, entry.high_ms, entry.status is Status.STABLE]
             for entry in entries(lut)
         }
-    network = Network.trace(load_model(MODEL), (example,), name=MODEL)
+        pace = paces(lut)
+        dense_ms = [on_scale(record, pace).latency_ms for record in lut.networks() if record.role is Role.DENSE]
+    network = traced()
     dense = {layer.name: str(spec) for layer, spec in zip(network.layers, network.specs(network.dense), strict=True)}
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        theirs = fresh.submit(autorange).result()
-    return {"ours": ours, "dense": dense, "theirs": theirs, "dropped": report.dropped, "seconds": report.seconds}
+    theirs = json.loads(path.with_suffix(".json").read_text())
+    return {"ours": ours, "dense_ms": float(np.median(dense_ms)), "dense": dense, "theirs": theirs}
+
+
+def example() -> Any:
+    """An input."""
+    import torch
+
+    return torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+def traced() -> Any:
+    """The network."""
+    from widthwise.network.loading import load_model
+    from widthwise.network.network import Network
+
+    return Network.trace(load_model(MODEL), (example(),), name=MODEL)
 
 
 def autorange() -> dict[str, float]:
@@ -69,13 +93,11 @@ def autorange() -> dict[str, float]:
     import torch
     from torch.utils.benchmark import Timer
 
-    from widthwise.network.loading import load_model
-    from widthwise.network.network import Network
     from widthwise.profiling.runtimes import UnsupportedLayer
     from widthwise.profiling.runtimes.torch_layers import build_layer
 
     torch.set_num_threads(1)
-    network = Network.trace(load_model(MODEL), (torch.zeros(1, 3, 224, 224),), name=MODEL)
+    network = traced()
     found: dict[Any, float | None] = {}
     names: dict[str, float] = {}
     with torch.inference_mode():
@@ -96,15 +118,27 @@ def autorange() -> dict[str, float]:
 def differences(before: Profile, after: Profile) -> dict[str, list[float]]:
     """|relative difference| of entries that both have: of stable ones, of all, and of the dense network's layers whose
     entries are stable, ours and theirs."""
-    both = before["ours"].keys() & after["ours"].keys()
-    ours = {key: abs(after["ours"][key][0] / before["ours"][key][0] - 1) for key in sorted(both)}
-    stable = {key for key in both if before["ours"][key][3] and after["ours"][key][3]}
-    dense = sorted(name for name, spec in before["dense"].items() if spec in stable and name in before["theirs"])
+    both = sorted(before["ours"].keys() & after["ours"].keys())
+    stable = [key for key in both if before["ours"][key][3] and after["ours"][key][3]]
+    names = sorted(name for name, spec in before["dense"].items() if spec in stable and name in before["theirs"])
+    layers = [before["dense"][name] for name in names]
+
+    def apart(keys: list[str], scale: float = 1.0) -> list[float]:
+        return [abs(after["ours"][key][0] / before["ours"][key][0] * scale - 1) for key in keys]
+
+    def theirs(scale: float = 1.0) -> list[float]:
+        return [abs(after["theirs"][name] / before["theirs"][name] * scale - 1) for name in names]
+
+    of_dense = before["dense_ms"] / after["dense_ms"]
+    of_all = sum(before["theirs"].values()) / sum(after["theirs"].values())
     return {
-        "widthwise, stable entries": [ours[key] for key in ours if key in stable],
-        "widthwise, all entries": list(ours.values()),
-        "widthwise, dense layers": [ours[before["dense"][name]] for name in dense],
-        "blocked_autorange, dense layers": [abs(after["theirs"][name] / before["theirs"][name] - 1) for name in dense],
+        "widthwise, stable entries": apart(stable),
+        "widthwise, stable entries, shares of the dense network": apart(stable, of_dense),
+        "widthwise, all entries": apart(both),
+        "widthwise, dense layers": apart(layers),
+        "blocked_autorange, dense layers": theirs(),
+        "widthwise, dense layers, shares of the dense network": apart(layers, of_dense),
+        "blocked_autorange, dense layers, shares of their sum": theirs(of_all),
     }
 
 
@@ -144,26 +178,36 @@ def report(phase: str, profiles: list[Profile]) -> list[dict[str, Any]]:
     return rows
 
 
+def judged(phase: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the table for profiles that are there."""
+    return report(phase, [read(f"{phase} {number}") for number in range(repeats)])
+
+
 def main() -> None:
     """Prints a Markdown table and keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time", type=float, default=120.0, help="seconds of each profile")
     parser.add_argument("--repeats", type=int, default=6, help="profiles in each phase; their successive pairs count")
+    parser.add_argument("--table", action="store_true", help="only judge the profiles of the last run again")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     print("| machine | who | median difference | 95th percentile |\n|---|---|---|---|")
     rows: list[dict[str, Any]] = []
     for phase in PHASES:
+        if arguments.table:
+            rows += judged(phase, arguments.repeats)
+            continue
         stop: Event = context.Event()
         neighbour = context.Process(target=disturb, args=("network", stop))
         if phase != "idle":
             neighbour.start()
             time.sleep(_SETTLE_S)
-        profiles = [run(arguments.time, f"{phase} {number}") for number in range(arguments.repeats)]
+        for number in range(arguments.repeats):
+            measure(arguments.time, f"{phase} {number}")
         stop.set()
         if phase != "idle":
             neighbour.join()
-        rows += report(phase, profiles)
+        rows += judged(phase, arguments.repeats)
     print(f"\n{arguments.repeats} profiles of {MODEL} in each phase, {arguments.time:.0f} s each. {caption()}")
     keep("repeatability", rows)
 

@@ -8,7 +8,8 @@ and its width, the difference between the first two measurements (noise) and how
 themselves, and the errors of what others predict with, fitted on the same measurements. A second table: plans for 80,
 60, 40 and 30 % of the dense latency from the same table, measured over budget at first and after at most two new plans.
 With ``--time 30 60 120 480`` the table is made in other times and judged by the networks of the four minutes' cell.
-``--table`` prints what is on record, predicted anew where the tables under ``build/prediction`` are still there.
+``--table`` prints what is on record, predicted anew where the tables under ``build/prediction`` are still there. The
+last table counts, over all cells of four minutes, what is as asked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.machine import caption
 from benchmarks.prediction.baselines import BASELINES
 from benchmarks.prediction.cells import HERE, USUAL_TIME_S, Cell, complete, repeatable
 from benchmarks.prediction.scores import scored
+from benchmarks.prediction.totals import totals
 
 NETWORKS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "efficientnet_b0", "googlenet", "densenet121")
 TARGETS = ("torch:cpu", "onnxruntime:cpu", "openvino:cpu")
@@ -97,6 +99,10 @@ def main() -> None:
     print(f"\nAt most {fit_s:.1f} s to fit, {one_ms:.1f} ms for one prediction, {many_s:.1f} s for 10,000 in one call.")
     print("\n| network | target | budget | first ÷ budget | after new plans | new plans |\n" + "|---" * 6 + "|")
     print("\n".join(plans))
+    usual = [(found, json.loads(cell.record.read_text())) for cell, found in zip(cells, all_found, strict=True)
+             if cell.time_s == USUAL_TIME_S]  # fmt: skip
+    if usual:
+        print("\n| of all cells | |\n|---|---|\n" + "\n".join(totals(*zip(*usual, strict=True))))
     print(f"\nThe last columns: mean error of what others predict with. {caption()}")
 
 

@@ -3,10 +3,11 @@
 The interval of one record is about its blocks, a handful, taken within seconds. Two profiles differ by more: on a
 shared machine a batch norm of 20 µs takes 5 to 20 % longer in one network's runs than in the next one's, and five
 blocks that happen to agree look settled. On six profiles of ResNet-18, two minutes each, intervals that entries' own
-blocks gave for 95 % covered 77 % of the differences to the next profile. So doubt has two parts here, between blocks
-and between the networks a layer was timed in, and both are moderated: drawn towards what layers of the same kind and
-size scatter by in the whole table, as few samples tell little of their own scatter (Smyth, "Linear models and empirical
-Bayes methods", Stat. Appl. Genet. Mol. Biol. 3, 2004).
+blocks gave for 95 % covered 77 % of the differences to the next profile. So doubt has three parts here: between
+blocks, between the networks a layer was timed in, and in what the dense network beside them takes, by as much as
+processes disagree on it. All are moderated: drawn towards what layers of the same kind and size scatter by in the whole
+table, as few samples tell little of their own scatter (Smyth, "Linear models and empirical Bayes methods", Stat. Appl.
+Genet. Mol. Biol. 3, 2004).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from widthwise.luts import rows
 from widthwise.luts.measurement import SETTLED_HALF_WIDTH, Measurement, Status
-from widthwise.luts.peers import paces
+from widthwise.luts.peers import paces, scale_variances
 from widthwise.luts.spec import LayerSpec
 from widthwise.luts.store import Lut
 
@@ -83,11 +84,18 @@ def entries(lut: Lut) -> list[Entry]:
 
 @dataclass(frozen=True, slots=True)
 class _History:
-    """One layer: per network, the logarithms of its blocks' latencies; and how many blocks were spoilt."""
+    """One layer.
+
+    Attributes:
+        taken: per network, the logarithms of its blocks' latencies.
+        spoilt: how many blocks were.
+        of_scale: variance that all of them share, of what the dense network beside them takes on the quiet device.
+    """
 
     spec: LayerSpec
     taken: list[np.ndarray]
     spoilt: int
+    of_scale: float
 
     @property
     def blocks(self) -> int:
@@ -119,7 +127,7 @@ class _History:
         count = len(self.taken)
         own = self.between(of_blocks) if count > 1 else 0.0
         of_networks = (_PRIOR_NETWORKS * usual.of_networks + (count - 1) * own) / (_PRIOR_NETWORKS + count - 1)
-        variance = _OF_A_MEDIAN * of_blocks / self.blocks + of_networks / count
+        variance = _OF_A_MEDIAN * of_blocks / self.blocks + of_networks / count + self.of_scale
         doubt = min(_DEVIATIONS * math.sqrt(variance), _MOST_DOUBT)
         settled = doubt <= SETTLED_HALF_WIDTH and 2 * self.spoilt < self.blocks
         latency_ms, by = math.exp(self.middle), math.exp(doubt)
@@ -156,14 +164,15 @@ class _Scatter:
 
 
 def _histories(lut: Lut) -> Iterator[_History]:
-    pace = paces(lut)
+    pace, of_scale = paces(lut), scale_variances(lut)
     taken: dict[LayerSpec, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     spoilt: dict[LayerSpec, int] = defaultdict(int)
     for spec, network, timed in _timed(lut):
         taken[spec][network] += np.log(timed.ratios * timed.quiet_reference_ms / pace.get(network, 1.0)).tolist()
         spoilt[spec] += timed.spoilt
     for spec, networks in taken.items():
-        yield _History(spec, list(map(np.array, networks.values())), spoilt[spec])
+        shared = float(np.mean([of_scale.get(network, 0.0) for network in networks]))
+        yield _History(spec, list(map(np.array, networks.values())), spoilt[spec], shared)
 
 
 def _timed(lut: Lut) -> Iterable[tuple[LayerSpec, int, Measurement]]:

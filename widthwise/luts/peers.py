@@ -23,7 +23,7 @@ from widthwise.luts.measurement import Block
 from widthwise.luts.records import BESIDE_DENSE, NetworkRecord, Role
 from widthwise.luts.store import Lut
 
-__all__ = ["PACE_COUNTS", "batches", "on_scale", "paces", "quiet_reading_ms"]
+__all__ = ["PACE_COUNTS", "batches", "on_scale", "paces", "quiet_reading_ms", "scale_variances"]
 
 _QUIET_QUANTILE = 0.1
 
@@ -31,6 +31,11 @@ _BETWEEN = 0.5
 """By so many per cent the dense network is slower in a process in which the kernels are slower by one. On ten tables of
 four processes each what they told of the dense network lay 1.2 % apart (standard deviation); 1.7 % with 1, 3.1 % with
 0, and 2.9 % with the quietest reading of each process for a reference."""
+
+_USUALLY_APART = 0.012
+_USUALLY_COUNTS = 2
+"""What processes tell of the dense network usually lies so far apart (standard deviation, on ten tables), which counts
+as much as that many of a table's own."""
 
 PACE_COUNTS = 0.5
 """By so much the logarithm of a dense network's pace counts in a profile. On ten tables (ResNet-18 to DenseNet-121,
@@ -59,7 +64,7 @@ def paces(lut: Lut) -> dict[int, float]:
     """
     found: dict[int, float] = {}
     for dense, found_batches in _by_network(lut):
-        dense_ms = _quiet_ms(lut, dense)
+        dense_ms = float(np.median(_told_ms(lut, dense)))
         usual_ms = float(np.median([record.latency_ms for record in dense]))
         for peer, networks in found_batches:
             ms = peer.latency_ms if peer.role is Role.VERIFY else usual_ms * _counted(peer.latency_ms / usual_ms)
@@ -71,6 +76,21 @@ def _counted(pace: float) -> float:
     """Of a pace that is 1 as a rule."""
     change = math.log(pace)
     return math.exp(change - math.copysign((1 - PACE_COUNTS) * min(abs(change), _IN_DOUBT), change))
+
+
+def scale_variances(lut: Lut) -> dict[int, float]:
+    """Per network (id): variance of the logarithm of what its dense network takes on the quiet device.
+
+    The mean of several processes is as much in doubt as they lie apart, which is drawn towards what is usual: few of
+    them tell little of that. Networks that had no dense one beside them aren't named.
+    """
+    found: dict[int, float] = {}
+    for dense, found_batches in _by_network(lut):
+        told = np.log(_told_ms(lut, dense))
+        squares = _USUALLY_COUNTS * _USUALLY_APART**2 + float(np.var(told)) * len(told)
+        variance = squares / (_USUALLY_COUNTS + len(told) - 1) / len(told)
+        found |= {record.id: variance for _, networks in found_batches for record in networks}
+    return found
 
 
 def batches(lut: Lut) -> dict[int, int]:
@@ -92,14 +112,14 @@ def quiet_reading_ms(blocks: Sequence[Block]) -> float:
     return float(np.quantile([block.reference_ms for block in blocks], _QUIET_QUANTILE))
 
 
-def _quiet_ms(lut: Lut, dense: list[NetworkRecord]) -> float:
-    """What the dense network takes on the quiet device, told by several processes."""
+def _told_ms(lut: Lut, dense: list[NetworkRecord]) -> list[float]:
+    """What the dense network takes on the quiet device, as each process tells."""
     quiet_ms = lut.quiet_reference_ms or 1.0
     told = []
-    for run in {record.run for record in dense}:
+    for run in sorted({record.run for record in dense}):
         blocks = [block for record in dense if record.run == run for block in lut.samples(record).blocks]
-        told.append(np.median([block.latency_ms * (quiet_ms / block.read_ms) ** _BETWEEN for block in blocks]))
-    return float(np.median(told))
+        told.append(float(np.median([b.latency_ms * (quiet_ms / b.read_ms) ** _BETWEEN for b in blocks])))
+    return told
 
 
 def _by_network(lut: Lut) -> Iterator[tuple[list[NetworkRecord], list[_Batch]]]:
