@@ -22,6 +22,7 @@ from widthwise.luts import (
     Status,
     entries,
 )
+from widthwise.luts.records import BESIDE_DENSE
 
 Make = Callable[..., Path]
 LAYERS = 211
@@ -111,6 +112,28 @@ def test_an_entry_is_the_median_of_its_blocks(make: Make, kit: SimpleNamespace) 
     assert (entry.spec, entry.networks, entry.blocks) == (spec, 2, 7)
     assert entry.latency_ms == pytest.approx(7.0)
     assert entry.low_ms < 7.0 < entry.high_ms
+
+
+def test_processes_that_disagree_on_the_dense_network_leave_its_layers_in_doubt(
+    make: Make, kit: SimpleNamespace
+) -> None:
+    def doubt(name: str, *dense_ms: float) -> tuple[float, Status]:
+        with Lut.open(make(name, filled=False)) as lut:
+            lut.set_quiet_reference(QUIET_MS)
+            for ms in dense_ms:
+                run = lut.begin_run("test", {}, info={BESIDE_DENSE: True})
+                lut.add_network(run, NetworkKey("s", "tiny", {"g": 43}), kit.timed(ms, ms, ms), role=Role.DENSE)
+                for width in range(1, 42):
+                    layers = [("stem", LayerSpec(kit.CONV, (13, 17)), kit.timed(2.0, 2.0))]
+                    whole = kit.timed(9.0, 9.0, 9.0)
+                    lut.add_network(run, NetworkKey("s", "tiny", {"g": width}), whole, layers, role=Role.FIT)
+            (entry,) = entries(lut)
+        return entry.high_ms / entry.latency_ms - 1, entry.status
+
+    assert doubt("agreed.lut", 10.0, 10.0) == (pytest.approx(0.017, abs=0.01), Status.STABLE)
+    assert doubt("apart.lut", 10.0, 12.0) == (pytest.approx(0.11, abs=0.02), Status.UNSTABLE)
+    alone, together = (doubt(f"{count}.lut", *[10.0] * count)[0] for count in (1, 7))
+    assert alone > 2 * together
 
 
 def test_a_disturbed_machine_leaves_nothing_stable(make: Make, kit: SimpleNamespace) -> None:
