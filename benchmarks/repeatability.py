@@ -8,7 +8,7 @@ profile. In ms each table has a scale of its own, what it saw of the quiet machi
 budgets are given, it has none. After each profile the layers of the dense network are also timed with
 torch.utils.benchmark's ``blocked_autorange``, in a process of its own; both are held against each other on layers whose
 entries are stable.
-Tables stay under ``build/repeatability``; ``--table`` judges those again.
+Tables stay under ``build/repeatability``; ``--table`` judges those again, and keeps the figures of both phases.
 """
 
 from __future__ import annotations
@@ -188,12 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time", type=float, default=120.0, help="seconds of each profile")
     parser.add_argument("--repeats", type=int, default=6, help="profiles in each phase; their successive pairs count")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--table", action="store_true", help="only judge the profiles of the last run again")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     print("| machine | who | median difference | 95th percentile |\n|---|---|---|---|")
     rows: list[dict[str, Any]] = []
-    for phase in PHASES:
+    for phase in arguments.phases:
         if arguments.table:
             rows += judged(phase, arguments.repeats)
             continue
@@ -209,7 +210,8 @@ def main() -> None:
             neighbour.join()
         rows += judged(phase, arguments.repeats)
     print(f"\n{arguments.repeats} profiles of {MODEL} in each phase, {arguments.time:.0f} s each. {caption()}")
-    keep("repeatability", rows)
+    if arguments.phases == PHASES:
+        keep("repeatability", rows)
 
 
 if __name__ == "__main__":
