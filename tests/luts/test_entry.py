@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from widthwise.luts import (
     Conditions,
     Entry,
     Estimator,
+    InvalidTable,
     LayerSpec,
     Lut,
     Measurement,
@@ -155,3 +158,12 @@ def test_a_disturbed_machine_leaves_nothing_stable(make: Make, kit: SimpleNamesp
 def test_a_table_without_networks_has_no_entries(make: Make) -> None:
     with Lut.open(make(filled=False)) as lut:
         assert entries(lut) == []
+
+
+@pytest.mark.parametrize(("ms", "reference_ms"), [(1e300, 1e-300), (1e-300, 1e300)])
+def test_latencies_that_cannot_be_are_refused(make: Make, ms: float, reference_ms: float) -> None:
+    path = make()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE layer_samples SET samples = ?", (json.dumps([[ms, reference_ms]]),))
+    with Lut.open(path, readonly=True) as lut, pytest.raises(InvalidTable, match="luts check"):
+        entries(lut)

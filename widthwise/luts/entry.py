@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from widthwise.luts import rows
+from widthwise.luts.errors import InvalidTable
 from widthwise.luts.measurement import SETTLED_HALF_WIDTH, Measurement, Status
 from widthwise.luts.peers import paces, scale_variances
 from widthwise.luts.spec import LayerSpec
@@ -47,7 +48,7 @@ class Entry:
     Attributes:
         spec: which layer.
         latency_ms: median of all blocks, on the quiet device and in terms of the dense network beside them.
-        low_ms, high_ms: what another profile would say, with 95 % confidence.
+        low_ms, high_ms: 95 % interval of what it takes; what two profiles differ by, both of theirs together explain.
         status: ``stable`` where that is within ± 5 % and less than half of the blocks were taken on a disturbed
             machine.
         networks: in how many it was timed.
@@ -67,7 +68,7 @@ def entries(lut: Lut) -> list[Entry]:
     """Every layer of a table that was timed inside a network, in the order in which they were first.
 
     Raises:
-        InvalidTable: the file is damaged.
+        InvalidTable: the file is damaged, or holds latencies that can't be.
 
     Example:
         >>> with Lut.open("device.lut", readonly=True) as lut:  # doctest: +SKIP
@@ -168,7 +169,13 @@ def _histories(lut: Lut) -> Iterator[_History]:
     taken: dict[LayerSpec, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     spoilt: dict[LayerSpec, int] = defaultdict(int)
     for spec, network, timed in _timed(lut):
-        taken[spec][network] += np.log(timed.ratios * timed.quiet_reference_ms / pace.get(network, 1.0)).tolist()
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            logs = np.log(timed.ratios * timed.quiet_reference_ms / pace.get(network, 1.0))
+        if not (np.isfinite(logs).all() and math.isfinite(of_scale.get(network, 0.0))):
+            raise InvalidTable(
+                f"{lut.path}: {spec} can't have taken what is on record; run `widthwise luts check {lut.path}`"
+            )
+        taken[spec][network] += logs.tolist()
         spoilt[spec] += timed.spoilt
     for spec, networks in taken.items():
         shared = float(np.mean([of_scale.get(network, 0.0) for network in networks]))
